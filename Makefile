@@ -1,0 +1,56 @@
+# The workshop. Every verb sets up what it needs; Python 3.11, make and git are all a machine must have.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+RUN    ?= runs/demo
+PEERS  := mlstm_kernels==2.0.6 xlstm==2.0.6
+
+.PHONY: demo test check bench docs setup format clean
+
+setup: $(READY)
+
+# torch is installed alone and pinned: asked for as somebody's dependency, it brings gigabytes of GPU libraries.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "needs $(PYTHON); or name yours: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+## demo: train a small xLSTM on the Python library's source (at most 5 minutes), sample from it, write a report
+demo: $(READY)
+	$(BIN)/xlstm train openxlstm/recipes/stdlib-demo.toml --out $(RUN)
+	$(BIN)/xlstm generate $(RUN) --prompt 'def ' --max-tokens 300 --temperature 0.7 --seed 1
+	@echo; echo "The report: $(RUN)/report.md"
+
+## check: the gate before every commit, under 90 seconds
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -n 2 -m 'not compile and not slow'
+
+## test: everything a machine without an accelerator can prove
+test: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -n 2 --durations=10
+	$(BIN)/pytest -q -m compile -o addopts=
+
+## bench: speed and memory beside the installed peers; prints nothing while parity is red
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	$(BIN)/python -m openxlstm.bench.kernels
+
+## docs: every command and every example in README and docs is executed
+docs: $(READY)
+	$(BIN)/pytest -q tests/test_docs.py
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
