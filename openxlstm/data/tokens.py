@@ -1,0 +1,256 @@
+"""Token folders: the layout of Hugging Face `datatrove` (0.10.1), plus one small file of ours, `meta.json`.
+
+    NAME.ds           token ids, little-endian, no header: uint16 if the vocabulary is at most 65,536, else uint32;
+                      documents back to back, each with its end token
+    NAME.ds.index     one uint64 per document: its exclusive end in tokens from the start of NAME.ds; no leading 0
+    NAME.ds.metadata  three lines for datatrove's own merger, which otherwise takes every token for 2 bytes
+    tokenizer.json    the tokenizer the ids belong to
+    meta.json         sizes, hashes and the fingerprint; written last and atomically: a folder without it is not one
+
+Borders of documents come from the index, never from searching for the end token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+from jaxtyping import Int64, UInt
+
+from openxlstm.data.corpus import Document
+from openxlstm.data.tokenizer import END_TOKENS, Tokenizer
+
+FORMAT = "openxlstm-tokens/1"
+META = "meta.json"
+_BATCH_CHARACTERS = 1 << 20  # texts encoded at once: enough for every core, little memory
+_HASH_BYTES = 1 << 24
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One .ds file, memory-mapped. `ends` are the exclusive ends of its documents; `bytes` is their UTF-8 length."""
+
+    file: str
+    tokens: UInt[np.ndarray, "tokens"]
+    ends: Int64[np.ndarray, "documents"]
+    bytes: int
+    sha256: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TokenFolder:
+    """Tokens of one split of one corpus, open for reading.
+
+    `fingerprint` covers the tokenizer and every token: equal fingerprints mean equal data. `byte_level` says that the
+    lengths in `tokenizer.bytes_of` add up to the length of every document, so bits per byte hold for any subset.
+    """
+
+    path: Path
+    tokenizer: Tokenizer
+    end_id: int
+    byte_level: bool
+    fingerprint: str
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> TokenFolder:
+        """Map the files and check what can be checked without reading every token: presence, sizes, index, hashes.
+
+        A fault is a ValueError that names the file. `verify` reads the tokens as well.
+        """
+        path = Path(folder)
+        meta = _read_meta(path)
+        try:
+            tokenizer = Tokenizer.from_file(path / "tokenizer.json")
+            if tokenizer.sha256 != meta["tokenizer"]["sha256"]:
+                raise ValueError(f"{path / 'tokenizer.json'} is not the tokenizer that {path / META} names")
+            if meta["fingerprint"] != _fingerprint(meta):
+                raise ValueError(f"{path / META} has been edited: its fingerprint does not belong to its content")
+            shards = tuple(_open_shard(path, shard, meta["token_size"]) for shard in meta["shards"])
+            if not shards:
+                raise ValueError(f"{path / META} lists not one shard")
+            byte_level = meta["tokenizer"]["byte_level"]
+            return cls(path, tokenizer, meta["end_id"], byte_level, meta["fingerprint"], shards)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path / META} lacks a field or has one of the wrong type: {error}") from None
+
+    def verify(self) -> None:
+        """Read every token and compare with the stored hash: a second per gigabyte or so."""
+        for shard in self.shards:
+            if _sha256(self.path / shard.file) != shard.sha256:
+                raise ValueError(f"{self.path / shard.file} is damaged: its sha256 is not the one in {META}")
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in all shards, end tokens included."""
+        return sum(len(shard.tokens) for shard in self.shards)
+
+    @property
+    def total_documents(self) -> int:
+        """Documents in all shards."""
+        return sum(len(shard.ends) for shard in self.shards)
+
+    @property
+    def total_bytes(self) -> int:
+        """UTF-8 bytes of all texts; end tokens have none."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def texts(self) -> Iterator[bytes]:
+        """The documents, as the bytes that went in. Needs a byte-level tokenizer."""
+        for shard in self.shards:
+            start = 0
+            for end in shard.ends.tolist():
+                yield self.tokenizer.decode_bytes(shard.tokens[start:end])
+                start = end
+
+
+def write_tokens(
+    folder: str | os.PathLike[str],
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    *,
+    name: str = "tokens",
+    made_by: dict[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a token folder with one shard, 000_NAME.ds; byte for byte what datatrove writes without shuffling.
+
+    `made_by` is stored for people. `progress(done, total)` counts documents.
+    """
+    path = Path(folder)
+    if (path / META).exists():
+        raise ValueError(f"{path} already is a token folder; write to another, or delete it first")
+    if not documents:
+        raise ValueError(f"there is not one document to write to {path}")
+    if tokenizer.end_id is None:
+        raise ValueError(f"{tokenizer} has no token to end a document with; one of {', '.join(END_TOKENS)} is needed")
+    path.mkdir(parents=True, exist_ok=True)
+    file = f"000_{name}.ds"
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    bytes_of = tokenizer.bytes_of if tokenizer.byte_level else None
+
+    ends: list[int] = []
+    end = text_bytes = 0
+    digest, byte_level = hashlib.sha256(), tokenizer.byte_level
+    with open(path / file, "wb") as stream:
+        for batch in _batches(documents):
+            for document, ids in zip(batch, tokenizer.encode_batch([each.text for each in batch]), strict=True):
+                tokens = np.array([*ids, tokenizer.end_id], dtype)
+                length = len(document.text.encode())
+                if bytes_of is not None and bytes_of[tokens].sum() != length:
+                    byte_level = False  # a normalizer or an inserted space: tokens no longer spell the text
+                raw = tokens.tobytes()
+                stream.write(raw)
+                digest.update(raw)
+                end, text_bytes = end + len(tokens), text_bytes + length
+                ends.append(end)
+            if progress is not None:
+                progress(len(ends), len(documents))
+        _to_disk(stream)
+
+    index = np.array(ends, "<u8").tobytes()
+    (path / f"{file}.index").write_bytes(index)
+    (path / f"{file}.metadata").write_text(f"tokenizer.json|{dtype.itemsize}\n{end}\n{end / 1e6:.1f} MT")
+    tokenizer.save(path / "tokenizer.json")
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "token_size": dtype.itemsize,
+        "end_id": tokenizer.end_id,
+        "tokenizer": {"sha256": tokenizer.sha256, "vocab": tokenizer.vocab_size, "byte_level": byte_level},
+        "shards": [
+            {
+                "file": file,
+                "tokens": end,
+                "documents": len(ends),
+                "bytes": text_bytes,
+                "sha256": digest.hexdigest(),  # two corpora may agree in every length, so the index is not enough
+                "index_sha256": hashlib.sha256(index).hexdigest(),
+            }
+        ],
+    }
+    meta |= {"fingerprint": _fingerprint(meta), "made_by": made_by or {}}
+    write_atomically(path / META, json.dumps(meta, indent=1) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text under its name, or nothing: through a temporary file beside it, and rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        _to_disk(stream)
+    os.replace(temporary, path)
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    if not (path / META).is_file():
+        raise ValueError(f"{path} is not a token folder, or an unfinished one: there is no {META} in it")
+    try:
+        meta = json.loads((path / META).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path / META} is not JSON: {error}") from None
+    given = meta.get("format") if isinstance(meta, dict) else None
+    if given != FORMAT:
+        raise ValueError(f"{path / META} has format {given!r}; this version reads {FORMAT!r}")
+    return meta
+
+
+def _open_shard(path: Path, meta: dict[str, Any], token_size: int) -> Shard:
+    file, index = path / meta["file"], path / f"{meta['file']}.index"
+    for part, size in ((file, meta["tokens"] * token_size), (index, meta["documents"] * 8)):
+        if not part.is_file():
+            raise ValueError(f"{part} is missing; {path / META} lists it")
+        if part.stat().st_size != size or size == 0:
+            raise ValueError(
+                f"{part} has {part.stat().st_size} bytes, but by {path / META} it must have {size}, and not 0"
+            )
+    if _sha256(index) != meta["index_sha256"]:
+        raise ValueError(f"{index} is damaged: its sha256 is not the one in {path / META}")
+    if Path(f"{file}.loss").exists():
+        raise ValueError(f"{file}.loss marks tokens that are no targets, which this version cannot honour")
+
+    tokens = np.memmap(file, dtype=f"<u{token_size}", mode="r")
+    ends = np.memmap(index, dtype="<i8", mode="r")  # uint64 on disk; signed, because numpy mixes uint64 to float64
+    if ends[-1] != len(tokens) or ends[0] <= 0 or (np.diff(ends) <= 0).any():
+        raise ValueError(f"{index} must rise strictly from above 0 to {len(tokens)}, the number of tokens in {file}")
+    return Shard(meta["file"], tokens, ends, meta["bytes"], meta["sha256"])
+
+
+def _fingerprint(meta: dict[str, Any]) -> str:
+    """sha256 over all that meta.json says, but for itself and who made it."""
+    said = {key: value for key, value in meta.items() if key not in ("fingerprint", "made_by")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """Consecutive documents, some _BATCH_CHARACTERS together."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_HASH_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _to_disk(stream: IO[Any]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
