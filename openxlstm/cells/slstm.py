@@ -5,7 +5,7 @@ B batch, T time, H heads, K head width; axis 4 holds the gates in the order i, f
 
 `gates` are the input's share of the pre-activations, W x. Where the letter differs from the paper:
   c, n are stabilised by m, eqs. (15)-(17), which cancels in h = o c / n;
-  an element that has seen nothing (n = 0) takes m from its input gate alone, whatever m says;
+  an element that has seen nothing (n = 0) keeps nothing, and takes m from its input gate alone, whatever m says;
   m is an exponent and carries no gradient.
 
 Beyond the paper: `reset` (a new sequence starts at this step) and `mask` (False: this step does not exist).
@@ -45,9 +45,10 @@ def step(
     i, f, z, o = raw.unbind(1)
     log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f  # (13)
     l = log_f + state.m
-    m = torch.where(state.n == 0, i, torch.maximum(l, i)).detach()  # (15)
+    empty = state.n == 0
+    m = torch.where(empty, i, torch.maximum(l, i)).detach()  # (15)
     write = torch.exp((i - m).clamp(max=0.0))  # (16)
-    keep = torch.exp((l - m).clamp(max=0.0))  # (17)
+    keep = torch.where(empty, 0.0, torch.exp((l - m).clamp(max=0.0)))  # (17)
     c = keep * state.c + write * torch.tanh(z)  # (8)
     n = keep * state.n + write  # (9)
     h = torch.sigmoid(o) * c / n  # (10)

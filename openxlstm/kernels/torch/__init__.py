@@ -1,0 +1,58 @@
+"""The torch backend: plain PyTorch, hand-written gradients, any device and any dtype. It never refuses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openxlstm.cells import mlstm as mlstm_cell
+from openxlstm.cells import mLSTMState, sLSTMState
+from openxlstm.cells import slstm as slstm_cell
+from openxlstm.kernels.torch import ops as ops
+from openxlstm.kernels.torch.mlstm import CHUNK
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: mLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    input_gate: str,
+    forget_gate: str,
+    eps: float,
+    chunk: int | None,
+) -> tuple[Tensor, mLSTMState]:
+    """See `openxlstm.kernels.mlstm`; here T >= 1 and the arguments are checked."""
+    inputs = (q, k, v, i, f, state.C, state.n)
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    h, C, n, m, _a, _states = torch.ops.openxlstm.mlstm(
+        *inputs, state.m.detach(), reset, mask, input_gate, forget_gate, eps, chunk or CHUNK, save
+    )
+    return h, mLSTMState(C, n, m.detach())
+
+
+def slstm(
+    gates: Tensor,
+    R: Tensor,
+    b: Tensor,
+    state: sLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    forget_gate: str,
+) -> tuple[Tensor, sLSTMState]:
+    """See `openxlstm.kernels.slstm`; here T >= 1 and the arguments are checked."""
+    out, h, c, n, m, _states = torch.ops.openxlstm.slstm(
+        gates, R, b, state.h, state.c, state.n, state.m.detach(), reset, mask, forget_gate
+    )
+    return out, sLSTMState(h, c, n, m.detach())
+
+
+# One step has nothing to gain from a hand-written gradient: the definition serves it.
+mlstm_step = mlstm_cell.step
+slstm_step = slstm_cell.step
