@@ -82,7 +82,7 @@ def penalise(logits: Float[Tensor, "B W"], seen: Bool[Tensor, "B W"], penalty: N
 
 
 def temper(logits: Float[Tensor, "B W"], temperature: Number) -> Float[Tensor, "B W"]:
-    """Divide by a temperature above 0. The largest logit becomes 0 first: 80 / 1e-40 would be inf, and inf - inf NaN."""
+    """Divide by a temperature above 0, with the largest logit at 0: 80 / 1e-40 would be inf, and inf - inf NaN."""
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 

@@ -1,5 +1,7 @@
 """Text appears whole: cut anywhere into tokens, the joined pieces are the text, and no stop string leaks."""
 
+import itertools
+
 import pytest
 import tokenizers
 from hypothesis import given
@@ -66,7 +68,7 @@ def test_stop_strings_do_not_depend_on_the_cuts(text: str, stops: list[str], cut
     wanted, found = whole(text, stops)
     machine, shown = StopStrings(stops), ""
     borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    for start, end in zip(borders, borders[1:]):
+    for start, end in itertools.pairwise(borders):
         shown += machine.push(text[start:end])
         assert wanted.startswith(shown)  # nothing is shown that would have to be taken back
     assert (machine.found is not None) == found

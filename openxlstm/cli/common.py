@@ -1,0 +1,89 @@
+"""What several verbs share: finding a model, and showing tables that are plain text when piped."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+UNCUT = 1_000  # columns of piped output: a program that reads it wants whole lines
+
+
+def console() -> Console:
+    """Colours and the terminal's width on a terminal; plain, uncut lines when piped."""
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, width=None if terminal else UNCUT, highlight=False, soft_wrap=False)
+
+
+def show_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output, which no other line joins."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Sequence[int] = ()) -> None:
+    """A table with a title; columns in `numbers` stand flush right. Boxes and colours only on a terminal."""
+    out = console()
+    lines = Table(
+        title=title, title_justify="left", title_style="bold", box=box.ROUNDED if out.is_terminal else None,
+        border_style="dim", header_style="bold cyan", pad_edge=out.is_terminal,
+    )  # fmt: skip
+    for index, column in enumerate(columns):
+        lines.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        lines.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    out.print(lines)
+    out.print()
+
+
+def size(count: float) -> str:
+    """A count of bytes for people: 54.6 MiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def short(count: float) -> str:
+    """A count for people, in three digits: 163.8 M."""
+    for unit in ("", " k", " M", " G"):
+        if count < 1000:
+            return f"{count:.0f}" if unit == "" else f"{count:.1f}{unit}"
+        count /= 1000
+    return f"{count:.2f} T"
+
+
+def model_folder(path: Path) -> Path:
+    """The folder that holds config.json: PATH itself, or the model of the run in PATH.
+
+    Raises:
+        ValueError: there is no such folder, or no finished model in it.
+    """
+    if (path / "config.json").is_file():
+        return path
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    if not path.exists():
+        raise ValueError(f"there is no {path}{_nearest(path)}")
+    if (path / "resolved.json").is_file():
+        raise ValueError(
+            f"the run in {path} has not finished, so it has no model yet; the command that began it goes on"
+        )
+    raise ValueError(
+        f"{path} is neither a run folder nor a model folder: it has no config.json and no model/config.json"
+    )
+
+
+def _nearest(path: Path) -> str:
+    """The name beside `path` that a person may have meant."""
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
