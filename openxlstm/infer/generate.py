@@ -22,7 +22,7 @@ from typing import overload
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.infer.detokenize import Characters, StopStrings
@@ -198,7 +198,7 @@ def _continue(
     """Read the prompts, then write one token per row until every row has finished."""
     if not rows:
         return
-    device = next(model.parameters()).device
+    device = next(_module(model).parameters()).device
     tokens_BT, mask_BT = _left_padded(ids, device)
     logits_BW, state = _advance(model, tokens_BT, None, mask_BT)
     # Widths of models are rounded up; what lies beyond the tokenizer is no token and is never drawn.
@@ -241,7 +241,7 @@ def _advance(
 @contextmanager
 def _evaluating(model: LanguageModel) -> Iterator[None]:
     """No dropout inside; afterwards every module is in the mode it was found in, whatever the others were in."""
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in _module(model).modules() if module.training]
     for module in training:
         module.training = False
     try:
@@ -249,6 +249,11 @@ def _evaluating(model: LanguageModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _module(model: LanguageModel) -> nn.Module:
+    assert isinstance(model, nn.Module), f"a language model is a torch module, not {type(model).__name__}"
+    return model
 
 
 def _left_padded(ids: list[list[int]], device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"] | None]:

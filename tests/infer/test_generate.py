@@ -39,7 +39,7 @@ def test_prompts_of_any_lengths_give_what_each_gives_alone(tokenizer) -> None:
 
 def test_a_neighbour_changes_no_sample(tokenizer) -> None:
     model = Recurrent()
-    options = dict(max_tokens=30, temperature=0.9, top_k=50, repetition_penalty=1.1, seed=7)
+    options = {"max_tokens": 30, "temperature": 0.9, "top_k": 50, "repetition_penalty": 1.1, "seed": 7}
     four = generate(model, tokenizer, PROMPTS, **options)
     assert generate(model, tokenizer, PROMPTS[:2], **options) == four[:2]
     assert generate(model, tokenizer, PROMPTS[0], **options) == four[0]
@@ -57,7 +57,7 @@ def test_a_seed_repeats_the_text_and_another_does_not(tokenizer) -> None:
 
 def test_the_stream_is_the_text_in_pieces(tokenizer) -> None:
     model = Recurrent()
-    options = dict(max_tokens=80, temperature=0.8, seed=3, stop=["q", "zz"])
+    options = {"max_tokens": 80, "temperature": 0.8, "seed": 3, "stop": ["q", "zz"]}
     parts = list(stream(model, tokenizer, "def ", **options))
     assert "".join(parts) == generate(model, tokenizer, "def ", **options)
     assert len(parts) > 3
@@ -184,12 +184,12 @@ def test_nan_is_said_not_sampled(tokenizer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (dict(prompt=""), "prompt is empty; give the model something to continue"),
-        (dict(prompt=["a", ""]), r"prompt\[1\] is empty"),
-        (dict(max_tokens=0), "max_tokens=0 must be at least 1"),
-        (dict(temperature=-1.0), "temperature=-1.0 must be at least 0"),
-        (dict(stop=""), "stop contains an empty string"),
-        (dict(prompt="\udc80"), "cannot be written as UTF-8"),
+        ({"prompt": ""}, "prompt is empty; give the model something to continue"),
+        ({"prompt": ["a", ""]}, r"prompt\[1\] is empty"),
+        ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
+        ({"stop": ""}, "stop contains an empty string"),
+        ({"prompt": "\udc80"}, "cannot be written as UTF-8"),
     ],
 )
 def test_bad_input_is_refused_by_name_before_anything_is_computed(tokenizer, arguments, sentence) -> None:

@@ -33,6 +33,11 @@ class Recurrent(nn.Module):
         self.calls: list[torch.Size] = []
         self.first_inputs: list[int] = []
 
+    checkpoint_every = 0
+
+    def parameter_groups(self, weight_decay: float) -> list:
+        raise NotImplementedError("nobody trains this")
+
     def empty_state(self, batch: int) -> ModelState:
         zeros = torch.zeros(batch, self.embedding.embedding_dim, dtype=torch.float64)
         return ModelState(blocks=(Trace(zeros, zeros[:, 0].clone()),))
