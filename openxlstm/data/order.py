@@ -37,9 +37,9 @@ class Order:
         samples = np.arange(first_sample, first_sample + count, dtype=np.int64)
         epochs, positions = samples // self.size, samples % self.size
         result = np.empty_like(positions)
-        for epoch in np.unique(epochs):
+        for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            result[here] = permutation(positions[here], self.size, self.seed, int(epoch))
+            result[here] = permutation(positions[here], self.size, self.seed, epoch)
         return result
 
 

@@ -183,7 +183,7 @@ def _kinds(part: dict[str, Any] | None) -> set[str]:
 
 
 def _byte_alphabet() -> list[str]:
-    """One visible character per byte value, as GPT-2 chose them: Latin-1 where it prints, else 256, 257, ... in turn."""
+    """One visible character per byte value, as in GPT-2: Latin-1 where it prints, else 256, 257, ... in turn."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     unprintable = iter(range(256, 512))
     return [chr(byte if byte in printable else next(unprintable)) for byte in range(256)]
@@ -194,7 +194,7 @@ def _bytes_json() -> str:
     alphabet = _byte_alphabet()
     end = {"id": 256, "content": END_OF_TEXT, "single_word": False, "lstrip": False, "rstrip": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return json.dumps(
         {

@@ -56,7 +56,7 @@ class Stream:
         tokens, targets = np.empty(shape, np.int64), np.empty(shape, np.int64)
         reset, valid = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
         shard_of = np.searchsorted(self._row_ends, indices, side="right")
-        for number in np.unique(shard_of):
+        for number in np.unique(shard_of).tolist():
             here = shard_of == number
             first_row = self._row_ends[number - 1] if number else 0
             tokens[here], targets[here], reset[here], valid[here] = self._rows(number, indices[here] - first_row)
