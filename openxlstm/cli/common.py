@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 UNCUT = 1_000  # columns of piped output: a program that reads it wants whole lines
@@ -28,19 +29,42 @@ def show_json(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Sequence[int] = ()) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = ()) -> None:
     """A table with a title; columns in `numbers` stand flush right. Boxes and colours only on a terminal."""
     out = console()
-    lines = Table(
-        title=title, title_justify="left", title_style="bold", box=box.ROUNDED if out.is_terminal else None,
-        border_style="dim", header_style="bold cyan", pad_edge=out.is_terminal,
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if out.is_terminal else None,
+        border_style="dim", header_style="bold cyan", pad_edge=False,
     )  # fmt: skip
     for index, column in enumerate(columns):
-        lines.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
+        table.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
     for row in rows:
-        lines.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    out.print(lines)
-    out.print()
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
+    _show(out, table)
+
+
+def show_facts(title: str, facts: dict[str, str]) -> None:
+    """A title, and a line per fact."""
+    out = console()
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(name, escape(fact))
+    _show(out, table)
+
+
+def _show(out: Console, table: Table) -> None:
+    """Print a table and an empty line; piped lines end where their text ends, not where the column does."""
+    if out.is_terminal:
+        out.print(table)
+        out.print()
+        return
+    with out.capture() as printed:
+        out.print(table)
+    for line in printed.get().splitlines():
+        click.echo(line.rstrip())
+    click.echo()
 
 
 def size(count: float) -> str:
@@ -72,7 +96,7 @@ def model_folder(path: Path) -> Path:
     if (path / "model" / "config.json").is_file():
         return path / "model"
     if not path.exists():
-        raise ValueError(f"there is no {path}{_nearest(path)}")
+        raise ValueError(f"there is no {path}{nearest(path)}")
     if (path / "resolved.json").is_file():
         raise ValueError(
             f"the run in {path} has not finished, so it has no model yet; the command that began it goes on"
@@ -82,8 +106,9 @@ def model_folder(path: Path) -> Path:
     )
 
 
-def _nearest(path: Path) -> str:
-    """The name beside `path` that a person may have meant."""
-    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+def nearest(path: Path, names: Iterable[str] = ()) -> str:
+    """The end of a sentence: which of `names`, or what beside `path`, a person may have meant."""
+    beside = {other.name: str(path.parent / other.name) for other in path.parent.glob("*")}
+    known = beside | {name: name for name in names}
+    near = difflib.get_close_matches(path.name, known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""

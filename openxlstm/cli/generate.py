@@ -51,7 +51,7 @@ def generate(
       xlstm generate runs/demo --prompt 'class Parser:' --temperature 0.7
       head -30 setup.py | xlstm generate runs/demo --prompt - --max-tokens 500 --stop 'def '
     """
-    from openxlstm.checkpoint import store
+    from openxlstm.checkpoint.store import load
     from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.infer.generate import pieces, prompt_ids
     from openxlstm.infer.sampling import Sampling
@@ -61,7 +61,7 @@ def generate(
     )
     folder = model_folder(path)
     tokenizer = Tokenizer.from_file(folder)
-    model = store.load(folder)
+    model = load(folder)
     prompt = sys.stdin.read() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
 
