@@ -1,0 +1,81 @@
+"""`xlstm train`: the run that a recipe describes, begun or continued."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from openxlstm.cli.common import console, show_json
+
+SAMPLE = {"prompt": "def ", "max_tokens": 500, "temperature": 0.7, "seed": 1}  # the text in the report
+
+
+@click.command(short_help="Train the run that a recipe describes; the same command continues it.")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[TABLE.KEY=VALUE]...")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/NAME-OF-RECIPE]")
+@click.option("--print", "show", is_flag=True, help="Print the recipe in full, every default filled in, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the run is over; no progress.")
+def train(recipe: str, overrides: tuple[str, ...], out: Path | None, show: bool, as_json: bool) -> None:
+    """Train the run that RECIPE describes: a TOML file, or the name of a recipe that is shipped.
+
+    Ctrl-C saves and stops; the same command continues, and the curve is the one an uninterrupted run would have had.
+    A finished run is not trained again. The run folder holds the model, the curve, the checkpoints and a report.
+
+    \b
+      xlstm train stdlib-demo
+      xlstm train stdlib-demo optim.lr=1e-3 train.steps=500 --out runs/slower
+      xlstm train my.toml data.corpus=~/texts --print
+    """
+    from openxlstm.train import strict
+    from openxlstm.train.config import find
+    from openxlstm.train.log import Silent, display
+    from openxlstm.train.loop import train as run
+    from openxlstm.train.run import default_cache, read_recipe
+
+    resolved, tokenizer = read_recipe(recipe, overrides)
+    if show:
+        if as_json:
+            show_json(resolved.to_dict())
+        else:
+            click.echo(strict.write_toml(resolved.to_dict()))
+        return
+    folder = out or Path("runs") / find(recipe).stem
+    screen = Silent() if as_json else display(console())
+    try:
+        ending = run(resolved, tokenizer, folder, default_cache(), screen, _sample)
+    except OSError as error:
+        raise click.ClickException(
+            f"{error}. The last complete checkpoint is sound; the same command goes on from it"
+        ) from None
+    finally:
+        screen.close()
+    if ending == "interrupted":
+        click.echo(f"stopped and saved; the same command goes on from there: {_command()}", err=True)
+        raise click.exceptions.Exit(130)
+    if as_json:
+        import json
+
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        show_json({"folder": str(folder), "ending": ending, "summary": summary})
+        return
+    if ending == "already finished":
+        click.echo(f"{folder} is finished; nothing was trained. The report is written again: {folder / 'report.md'}")
+    else:
+        click.echo(f"report: {folder / 'report.md'}\nwrite:  xlstm generate {folder} --prompt 'def '")
+
+
+def _sample(model: object, tokenizer: object) -> str:
+    """The text that stands in the report."""
+    from openxlstm.infer.generate import generate
+
+    return SAMPLE["prompt"] + generate(model, tokenizer, **SAMPLE)
+
+
+def _command() -> str:
+    """What the user typed, so that it can be copied."""
+    import shlex
+
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

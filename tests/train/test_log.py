@@ -1,0 +1,71 @@
+"""The journal survives what kills a run, and a display says what happens in both of its forms."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from openxlstm.train import log
+
+LINE = {"step": 3, "loss": 1.25, "bits_per_byte": 1.8034, "tokens_per_second": 12345.6, "elapsed": 30.0}
+
+
+def test_a_torn_last_line_is_left_out_and_cut_away(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"step": 1, "loss": 0.1}\n{"step": 2, "loss": 0.30000000000000004}\n{"step": 3, "lo')
+    assert [line["step"] for line in log.read_journal(file)] == [1, 2]
+    log.cut_journal(file, 2)
+    assert file.read_text() == '{"step": 1, "loss": 0.1}\n{"step": 2, "loss": 0.30000000000000004}\n'
+    log.cut_journal(file, 1)
+    journal = log.Journal(file)
+    journal.write({"step": 2, "loss": 0.5})
+    assert [json.loads(line)["loss"] for line in file.read_text().splitlines()] == [0.1, 0.5], (
+        "a line waits for nothing"
+    )
+    journal.close()
+
+
+def test_a_torn_line_in_the_middle_is_damage(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"train.jsonl, line 2: not JSON"):
+        log.read_journal(file)
+
+
+def test_a_run_that_has_not_begun_has_an_empty_journal(tmp_path: Path) -> None:
+    log.cut_journal(tmp_path / "train.jsonl", 0)
+    assert (tmp_path / "train.jsonl").read_text() == ""
+
+
+def test_plain_lines_are_few_and_end_with_the_last_step() -> None:
+    out = io.StringIO()
+    shown = log.display(Console(file=out, width=200))
+    for step in range(1, 101):
+        shown.step(LINE | {"step": step, "elapsed": step / 2}, 100, 50.0 - step / 2)
+    shown.note("done [with] brackets")
+    shown.close()
+    lines = out.getvalue().splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["1/100", "21/100", "41/100", "61/100", "81/100", "100/100"]
+    assert lines[0] == "step 1/100  loss 1.250  1.803 bits/byte  12,346 tokens/s  50s left"
+    assert lines[-1] == "done [with] brackets"
+
+
+def test_a_terminal_gets_one_moving_line() -> None:
+    out = io.StringIO()
+    shown = log.display(Console(file=out, width=120, force_terminal=True, color_system=None))
+    shown.step(LINE, 100, 161.0)
+    shown.note("step 3  validation 1.9000 bits/byte")
+    shown.close()
+    text = out.getvalue()
+    assert "loss 1.250  1.803 bits/byte  12,346 tokens/s" in text
+    assert "2m41s left" in text
+    assert "step 3  validation 1.9000 bits/byte" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(-3.0, "0s"), (47.4, "47s"), (59.7, "1m00s"), (161.0, "2m41s"), (11_100.0, "3h05m")]
+)
+def test_durations_for_people(seconds: float, words: str) -> None:
+    assert log.clock(seconds) == words
