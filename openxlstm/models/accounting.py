@@ -1,6 +1,7 @@
 """Parameters, FLOPs and bytes of state, from a config alone: nothing is built.
 
-D model width, H heads, K, V head widths, U_m, U_f inner widths, J taps, P width of blocks, L chunk length, W vocabulary.
+D model width, H heads, K, V head widths, U_m, U_f inner widths, J taps, P width of blocks of q, k, v,
+L chunk length, W vocabulary.
 """
 
 from __future__ import annotations

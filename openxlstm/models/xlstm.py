@@ -302,7 +302,11 @@ class xLSTMStack(nn.Module):
         """Nothing seen yet, for `batch` sequences, on the model's device unless another is given."""
         device = self.norm.weight.device if device is None else device
         dtype = torch.promote_types(self.norm.weight.dtype, torch.float32)
-        return ModelState(tuple(block.empty_state(batch, device, dtype) for block in self.blocks))
+        states = []
+        for block in self.blocks:
+            assert isinstance(block, (mLSTMBlock, sLSTMBlock))
+            states.append(block.empty_state(batch, device, dtype))
+        return ModelState(tuple(states))
 
     def forward(
         self,
@@ -322,7 +326,7 @@ class xLSTMStack(nn.Module):
         return self.norm(x), state
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Weight decay on every matrix and convolution kernel; none on biases, norms, skips, and the sLSTM's R and b."""
+        """Weight decay on matrices and convolution kernels; none on biases, norms, skips, and the sLSTM's R and b."""
         decayed = [p for name, p in self.named_parameters() if name.endswith("weight") and p.ndim > 1]
         chosen = {id(p) for p in decayed}
         return decay_groups(decayed, (p for p in self.parameters() if id(p) not in chosen), weight_decay)

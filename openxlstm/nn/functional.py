@@ -19,7 +19,7 @@ def widened(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """A context in which autocast leaves the dtypes on x's device alone. `widened` alone is undone by the next matmul."""
+    """A context in which autocast leaves x's device alone; without it the next matmul undoes `widened`."""
     device = "cpu" if x.device.type == "meta" else x.device.type  # autocast does not know the meta device
     return torch.autocast(device, enabled=False)
 
@@ -37,7 +37,6 @@ def project_gates(
     bf16 would round a forget gate of 6 to steps of 1/32 and a bias of -10 to steps of 1/16. The concatenation is
     never built: the weights are split instead, and both gates share one matmul per input.
     """
-    assert i.bias is not None and f.bias is not None, "gates always have a bias"
     with without_autocast(inputs[0]):
         weights = widened(torch.cat((i.weight, f.weight))).split([x.shape[-1] for x in inputs], dim=1)
         raw = widened(torch.cat((i.bias, f.bias)))
