@@ -42,11 +42,12 @@ OPTIONAL = {  # package: the folders that may import it
     "mlstm_kernels": ("bench",),  # the peers that our speed is compared with
     "xlstm": ("bench",),
 }
-ITS_OWN_FOLDER = ("kernels/triton", "hf", "serve")  # folders that exist for their dependency import it at the top
+HOMES = ("kernels/triton/", "hf/", "serve/", "train/plots.py")  # what exists for its dependency imports it at the top,
+# and is itself imported only by functions, or by the same home
 
 
 def imports(tree: ast.Module, file: str) -> Iterator[tuple[int, str, bool]]:
-    """(line, absolute dotted module, whether it runs when the file is imported) of every import in a file."""
+    """(line, absolute dotted name, whether it runs when the file is imported) of everything that a file imports."""
     inside = {
         id(node)
         for scope in ast.walk(tree)
@@ -60,14 +61,16 @@ def imports(tree: ast.Module, file: str) -> Iterator[tuple[int, str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            if module == "openxlstm":  # `from openxlstm import kernels` imports a folder
-                yield from ((node.lineno, f"openxlstm.{alias.name}", id(node) not in inside) for alias in node.names)
-            else:
-                yield node.lineno, module, id(node) not in inside
+            yield from ((node.lineno, f"{module}.{alias.name}", id(node) not in inside) for alias in node.names)
 
 
 def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def dotted(path: str) -> str:
+    """kernels/triton/ -> kernels.triton, train/plots.py -> train.plots"""
+    return path.removesuffix(".py").strip("/").replace("/", ".")
 
 
 def offences(file: str, source: str) -> list[str]:
@@ -78,11 +81,14 @@ def offences(file: str, source: str) -> list[str]:
         where, top = f"{file}:{line} imports {module}", module.split(".")[0]
         if top == "openxlstm":
             found += _layer_offence(where, own, module)
+            home = next((home for home in HOMES if f"{module}.".startswith(f"openxlstm.{dotted(home)}.")), None)
+            if home and at_import and not file.startswith(home):
+                found.append(f"{where} at the top: {home} needs what can be missing, so import it in a function")
         elif top in OPTIONAL:
             folders = OPTIONAL[top]
             if not file.startswith(tuple(f"{folder}/" for folder in folders)):
                 found.append(f"{where}: only {' and '.join(folders)} may, because it can be missing")
-            elif at_import and not file.startswith(tuple(f"{folder}/" for folder in ITS_OWN_FOLDER)):
+            elif at_import and not file.startswith(HOMES):
                 found.append(f"{where} at the top: import it in the function that needs it, because it can be missing")
         elif own == "cells" and top not in DEFINITION | sys.stdlib_module_names:
             found.append(f"{where}: the definition knows torch only")
@@ -130,6 +136,7 @@ def test_a_folder_of_code_is_a_package_with_a_place(folder: Path) -> None:
         ("data/tokens.py", "from openxlstm import xLSTM", "xLSTM has no place in LAYERS"),
         ("train/report.py", "import matplotlib.pyplot as plt", "at the top: import it in the function"),
         ("models/xlstm.py", "import triton", "only kernels/triton may"),
+        ("train/report.py", "from openxlstm.train import plots", "train/plots.py needs what can be missing"),
         ("cells/mlstm.py", "import numpy as np", "the definition knows torch only"),
         ("train/loop.py", "import wandb", "not a core dependency"),
     ],
@@ -144,7 +151,8 @@ def test_an_offence_is_found_and_said(file: str, source: str, sentence: str) -> 
     [
         ("infer/generate.py", "import json\nimport torch\nfrom openxlstm.data.tokenizer import Tokenizer"),
         ("models/xlstm.py", "from openxlstm import kernels\nfrom . import interface\nfrom ..cells import State"),
-        ("train/report.py", "def plot():\n    import matplotlib"),
+        ("train/report.py", "def plot():\n    import matplotlib\n    from openxlstm.train import plots"),
+        ("train/plots.py", "from matplotlib.axes import Axes"),
         ("kernels/triton/mlstm.py", "import triton"),
         ("__init__.py", "from openxlstm.models.xlstm import xLSTM as xLSTM"),
     ],

@@ -35,6 +35,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if out.is_terminal else None,
         border_style="dim", header_style="bold cyan", pad_edge=False,
+        show_edge=False,
     )  # fmt: skip
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
@@ -67,7 +68,7 @@ def _show(out: Console, table: Table) -> None:
     click.echo()
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """A count of bytes for people: 54.6 MiB."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
@@ -76,7 +77,7 @@ def size(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
-def short(count: float) -> str:
+def short(count: int | float) -> str:
     """A count for people, in three digits: 163.8 M."""
     for unit in ("", " k", " M", " G"):
         if count < 1000:

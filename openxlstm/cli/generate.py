@@ -91,4 +91,4 @@ def _write(text: str, bold: bool = False) -> None:
     """Show text at once; on a terminal no character of it is a command to the terminal."""
     if sys.stdout.isatty():
         text = text.translate(VISIBLE)
-    click.secho(text, nl=False, bold=bold or None)
+    click.echo(click.style(text, bold=True) if bold else text, nl=False)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import Recurrent, Scripted
+from infer.tiny_models import Recurrent, Scripted
 
 from openxlstm.infer.generate import Piece, generate, pieces, stream
 from openxlstm.infer.sampling import Sampling

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 
 from openxlstm.infer.generate import generate, stream
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
+from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 
 PROMPTS = ["a", "def f(x):", "été 夏", "x" * 70]  # the last is longer than a chunk
 
