@@ -90,7 +90,7 @@ def _interpolate(
     N = np.add.reduceat(N_gram, np.cumsum(D) - D)
     seen, at = _find(contexts, key >> np.uint64(_BITS))
     gram_seen, gram_at = _find(grams, key)
-    N, D = np.where(seen, N[at], 0), np.where(seen, D[at], 1)  # N = 0, D = 1 leaves p as it is
+    N, D = np.where(seen, N[at], 0), D[at]  # with N = 0 any D leaves p as it is
     return (np.where(gram_seen, N_gram[gram_at], 0) + D * p) / (N + D)
 
 

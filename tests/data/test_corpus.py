@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from openxlstm.data.corpus import Document, folder_documents, read_corpus, split_of, stdlib_documents
+from openxlstm.data.corpus import Corpus, Document, folder_documents, read_corpus, split_of, stdlib_documents
 
 
 @pytest.fixture
@@ -40,6 +40,12 @@ def test_the_fingerprint_is_the_content_and_not_the_place(folder, tmp_path_facto
     changed = read_corpus(moved).fingerprint
     (moved / "b.txt").rename(moved / "c.txt")
     assert len({before, changed, read_corpus(moved).fingerprint}) == 3
+
+
+def test_the_fingerprint_knows_where_a_name_and_a_text_end():
+    pairs = ([("ab", "c")], [("a", "bc")], [("a", "b"), ("c", "")], [])
+    corpora = [Corpus("here", [Document(*pair) for pair in each], 0, 0) for each in pairs]
+    assert len({corpus.fingerprint for corpus in corpora}) == len(pairs)
 
 
 def test_links_to_folders_and_pipes_are_not_followed(folder):

@@ -52,7 +52,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path, documents):
 
 
 def test_a_normalizer_that_changes_texts_costs_the_byte_table(tmp_path):
-    """NFC turns the decomposed é of 3 bytes into one of 2: tokens no longer add up to the text, and the folder says so."""
+    """NFC makes 2 bytes of a decomposed é, which has 3: tokens no longer add up to the text, and the folder says so."""
     nfc = Tokenizer.from_json(bpe_json(normalizer="NFC"))
     for name, text, exact in (("kept", "caf\u00e9", True), ("changed", "cafe\u0301", False)):
         write_tokens(tmp_path / name, [Document("a", text)], nfc)

@@ -1,6 +1,9 @@
 """Windows: every token is a target once, documents start where the index says, and only padding is not valid."""
 
+import hashlib
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +20,18 @@ def folder(tmp_path, documents, byte) -> TokenFolder:
     for part, docs in (("one", documents[:5]), ("two", documents[5:])):
         write_tokens(tmp_path / part, docs, byte, name=part)
     one, two = (tmp_path / part / "meta.json" for part in ("one", "two"))
-    meta = json.loads(one.read_text())
-    meta["shards"] += json.loads(two.read_text())["shards"]
-    one.write_text(json.dumps(meta | {"fingerprint": _fingerprint(meta)}))
+    two_shards = json.loads(two.read_text())["shards"]
+    edit_meta(one.parent, lambda meta: meta["shards"].extend(two_shards))
     for suffix in ("", ".index"):
         (two.parent / f"000_two.ds{suffix}").rename(one.parent / f"000_two.ds{suffix}")
     return TokenFolder.open(one.parent)
+
+
+def edit_meta(folder: Path, edit: Callable[[dict], None]) -> None:
+    """Change meta.json as another writer might have written it, fingerprint included."""
+    meta = json.loads((folder / "meta.json").read_text())
+    edit(meta)
+    (folder / "meta.json").write_text(json.dumps(meta | {"fingerprint": _fingerprint(meta)}))
 
 
 def by_hand(documents: list[Document], byte: Tokenizer) -> list[tuple[int, int, bool]]:
@@ -67,6 +76,19 @@ def test_a_document_in_a_stream_is_the_document_alone(folder, documents, tmp_pat
         here = slice(starts[number], starts[number] + alone_folder.total_tokens)
         for field in ("tokens", "targets", "reset", "valid"):
             assert np.array_equal(getattr(alone, field)[0], getattr(whole, field)[0, here]), field
+
+
+def test_a_document_without_an_end_token_hands_nothing_to_the_next(tmp_path, byte):
+    """Other writers may leave end tokens out. The border is in the index, and the next document still starts at it."""
+    write_tokens(tmp_path, [Document("a", "abcd")], byte)
+    index = np.array([2, 5], "<u8").tobytes()  # cut the one document in two: ab, cd<end>
+    (tmp_path / "000_tokens.ds.index").write_bytes(index)
+    changed = {"documents": 2, "index_sha256": hashlib.sha256(index).hexdigest()}
+    edit_meta(tmp_path, lambda meta: meta["shards"][0].update(changed))
+    batch = Stream(TokenFolder.open(tmp_path), 5).batch(np.array([0]))
+    assert batch.tokens[0].tolist() == [256, *b"a", 256, *b"cd"]
+    assert batch.targets[0].tolist() == [*b"abcd", 256]
+    assert batch.reset[0].tolist() == [True, False, True, False, False]
 
 
 def test_a_batch_is_its_rows_in_the_order_asked_for(folder):
