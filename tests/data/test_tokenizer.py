@@ -12,7 +12,6 @@ from tiny_texts import TEXTS, bpe_json
 
 from openxlstm.data.tokenizer import Tokenizer
 
-
 BYTE, BPE = Tokenizer.bytes(), Tokenizer.from_json(bpe_json())  # hypothesis and fixtures do not mix well
 
 
