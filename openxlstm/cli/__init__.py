@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import io
+import sys
 import traceback
 from typing import Any
 
@@ -95,3 +97,6 @@ def main(traceback: bool) -> None:
 
     Every verb has its own --help, and --json where a machine may read the answer.
     """
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")  # an old console shows ? for é, and does not end the run

@@ -25,8 +25,9 @@ def console() -> Console:
 
 
 def show_json(value: dict[str, Any]) -> None:
-    """One JSON object on standard output, which no other line joins."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """One JSON object on standard output, which no other line joins; letters as they are where the output can."""
+    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not readable))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = ()) -> None:

@@ -61,7 +61,7 @@ def generate(
     )
     folder = model_folder(path)
     tokenizer = Tokenizer.from_file(folder)
-    model = load(folder)
+    model = load(folder).eval()
     prompt = sys.stdin.read() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
 
