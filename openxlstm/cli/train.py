@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from openxlstm.cli.common import console, show_json
-
-SAMPLE = {"prompt": "def ", "max_tokens": 500, "temperature": 0.7, "seed": 1}  # the text in the report
 
 
 @click.command(short_help="Train the run that a recipe describes; the same command continues it.")
@@ -56,8 +57,6 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, show: bool,
         click.echo(f"stopped and saved; the same command goes on from there: {_command()}", err=True)
         raise click.exceptions.Exit(130)
     if as_json:
-        import json
-
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         show_json({"folder": str(folder), "ending": ending, "summary": summary})
         return
@@ -67,15 +66,14 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, show: bool,
         click.echo(f"report: {folder / 'report.md'}\nwrite:  xlstm generate {folder} --prompt 'def '")
 
 
-def _sample(model: object, tokenizer: object) -> str:
+def _sample(model: Any, tokenizer: Any) -> str:
     """The text that stands in the report."""
     from openxlstm.infer.generate import generate
 
-    return SAMPLE["prompt"] + generate(model, tokenizer, **SAMPLE)
+    prompt = "def "
+    return prompt + generate(model, tokenizer, prompt, max_tokens=500, temperature=0.7, seed=1)
 
 
 def _command() -> str:
     """What the user typed, so that it can be copied."""
-    import shlex
-
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -83,7 +83,7 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -
     """
     progress = read_progress(path)
     weights, moments = get_state_dict(model, optimiser)
-    state = {"model": weights, "optimiser": moments}
+    state: dict[str, Any] = {"model": weights, "optimiser": moments}
     try:
         _alone(dcp.load, state, path)
     except (CheckpointException, RuntimeError, OSError, ValueError) as error:

@@ -25,7 +25,7 @@ from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 from openxlstm.train import strict
 from openxlstm.train.schedules import Kind, Schedule
 
-ARCHITECTURES: dict[str, tuple[type, type]] = {
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {  # name: (config, model)
     "xlstm": (xLSTMConfig, xLSTM),
     "xlstm_large": (xLSTMLargeConfig, xLSTMLarge),
 }

@@ -76,7 +76,7 @@ def train(recipe: Recipe, tokenizer: Tokenizer, folder: Path, cache: Path, displ
         OSError: the disk would not take something; the last complete checkpoint is untouched.
     """
     with only_one(folder):
-        run = open_run(recipe, tokenizer, folder, cache)
+        run = open_run(recipe, tokenizer, folder, cache, display.note)
         if is_finished(run):
             write_report(folder)
             return "already finished"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 NAMES = ("bits_per_byte", "loss", "learning_rate")
 
@@ -28,6 +29,7 @@ def _bits_per_byte(
 ) -> Figure:
     figure, axes = _canvas("Bits per byte", height=4.6)
     last = steps[-1]["step"]
+    axes.grid(visible=False)  # the yardsticks are the grid
     _course(axes, steps, measured, "bits_per_byte", "valid_bits_per_byte")
     axes.plot(last, held_out, marker="D", markersize=7, color=INK, zorder=5, clip_on=False)
     values = [line["bits_per_byte"] for line in steps]
@@ -72,6 +74,8 @@ def _canvas(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
     axes.spines["bottom"].set_color(GREY)
     axes.tick_params(colors=GREY, labelsize=9, length=0)
     axes.margins(x=0.01)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return figure, axes
 
 
@@ -100,19 +104,14 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 def _label_right(axes: Axes, labels: dict[str, float], emphasised: float) -> None:
     """Names at the right end of their values, moved apart where they would overlap."""
     bottom, top = axes.get_ylim()
-    apart = 0.052 * (top - bottom)
     ordered = sorted(labels.items(), key=lambda item: item[1])
-    places: list[float] = []
-    for _, value in ordered:
-        places.append(max(value, places[-1] + apart) if places else value)
-    if places and (over := places[-1] - top) > 0:
-        places = [place - over for place in places]
+    places = _apart(np.array([value for _, value in ordered]), 0.054 * (top - bottom))
     for (text, value), place in zip(ordered, places, strict=True):
         strong = value == emphasised
         axes.annotate(
             text,
-            xy=(1.005, value),
-            xytext=(1.035, place),
+            xy=(1.0, value),
+            xytext=(1.04, float(place)),
             xycoords=axes.get_yaxis_transform(),
             textcoords=axes.get_yaxis_transform(),
             color=INK if strong else GREY,
@@ -120,5 +119,27 @@ def _label_right(axes: Axes, labels: dict[str, float], emphasised: float) -> Non
             fontsize=9,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": INK if strong else FAINT, "linewidth": 0.8},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": INK if strong else GREY,
+                "linewidth": 0.8,
+                "relpos": (0, 0.5),
+                "shrinkA": 2,
+            },
         )
+
+
+def _apart(values: np.ndarray, distance: float) -> np.ndarray:
+    """Places near the sorted `values`, each at least `distance` above the one below, moved as little as possible.
+
+    Least squares under that rule, by pooling neighbours that collide.
+    """
+    pools: list[tuple[float, int]] = []  # mean and number of values, each lowered by its rank times the distance
+    for rank, value in enumerate(values.tolist()):
+        mean, count = value - rank * distance, 1
+        while pools and pools[-1][0] >= mean:
+            below, many = pools.pop()
+            mean, count = (mean * count + below * many) / (count + many), count + many
+        pools.append((mean, count))
+    lowered = np.repeat([mean for mean, _ in pools], [count for _, count in pools])
+    return lowered + distance * np.arange(len(values))

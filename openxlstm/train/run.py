@@ -11,7 +11,7 @@ runs/NAME/  resolved.json        the recipe in full, machine and versions
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,13 +101,16 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> tuple[Recipe, Token
     return config.resolve(recipe, table, tokenizer.vocab_size), tokenizer
 
 
-def open_run(recipe: Recipe, tokenizer: Tokenizer, folder: Path, cache: Path) -> Run:
+def open_run(
+    recipe: Recipe, tokenizer: Tokenizer, folder: Path, cache: Path, note: Callable[[str], None] = lambda text: None
+) -> Run:
     """Prepare the data, build the model, and go to where the run stands: its start, or its latest checkpoint.
 
     Args:
         recipe: resolved.
         folder: new, empty, or the folder of the same run.
         cache: where prepared token folders are kept between runs.
+        note: is told, in a sentence, what takes a while.
 
     Raises:
         ValueError: the folder belongs to something else; a frozen key has changed; the data is too small; a
@@ -116,7 +119,12 @@ def open_run(recipe: Recipe, tokenizer: Tokenizer, folder: Path, cache: Path) ->
     before = _belongs(folder, recipe)
     device = machine.device()
     precision = machine.precision(recipe.train.precision, device)
-    prepared = prepare_corpus(recipe.data.corpus, cache, tokenizer)
+
+    def tell(split: str, done: int, total: int) -> None:
+        if done == total:
+            note(f"{split}: {total:,} documents are tokens now, in {cache}")
+
+    prepared = prepare_corpus(recipe.data.corpus, cache, tokenizer, progress=tell)
     splits = {
         name: Stream(TokenFolder.open(prepared / name), recipe.data.context) for name in ("train", "valid", "test")
     }

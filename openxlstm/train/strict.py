@@ -106,8 +106,9 @@ def read(cls: type[T], values: Mapping[str, Any], table: Table, path: str = "") 
             raise ValueError(f"{table.where(path) if path else table.name}: {join(path, item.name)} is missing")
     try:
         return typing.cast(T, cls(**given))
-    except ValueError as error:  # a range that the dataclass itself checks
-        raise ValueError(f"{table.where(path) if path else table.name}: {path or 'recipe'}: {error}") from None
+    except ValueError as error:  # a range that the dataclass itself checks; its sentence begins with the field's name
+        at = join(path, str(error).partition("=")[0])
+        raise ValueError(f"{table.where(at)}: {join(path, str(error))}") from None
 
 
 def write_toml(values: Mapping[str, Any], path: str = "") -> str:

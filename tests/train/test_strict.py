@@ -66,7 +66,7 @@ def test_what_is_right_is_read_as_its_type() -> None:
             GOOD + "kind = 'cosinus'",
             "a.toml: optim.kind = 'cosinus' must be one of 'cosine', 'constant'; did you mean 'cosine'?",
         ),
-        ("steps = 3\n[optim]\nlr = -1", "a.toml: optim: lr=-1.0 must be above 0"),
+        ("steps = 3\n[optim]\nlr = -1", "a.toml: optim.lr=-1.0 must be above 0"),
         ("tokens = 4\n" + GOOD, "a.toml: steps and tokens say one thing in two ways; keep one of them"),
     ],
 )

@@ -1,0 +1,145 @@
+"""Recipes: units, parents, paths, models, and what may not change half-way."""
+
+from pathlib import Path
+
+import pytest
+
+from openxlstm.models.accounting import count_parameters
+from openxlstm.train import config, strict
+from openxlstm.train.run import read_recipe
+
+BASE = """
+[model]
+width = 16
+heads = 2
+pattern = "ms"
+[data]
+context = 50
+[train]
+steps = 40
+batch = 6
+[optim]
+lr = 1e-3
+"""
+SHIPPED = sorted(path.stem for path in (Path(config.__file__).parents[1] / "recipes").glob("*.toml"))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    file = tmp_path / "base.toml"
+    file.write_text(BASE)
+    return file
+
+
+def refusal(file: Path, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        read_recipe(str(file), overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_resolves_and_prints_itself(name: str, tmp_path: Path) -> None:
+    recipe, tokenizer = read_recipe(name)
+    recipe.schedule()
+    assert recipe.model_config().vocab_size == tokenizer.vocab_size
+    again = tmp_path / "again.toml"
+    again.write_text(strict.write_toml(recipe.to_dict()))
+    assert read_recipe(str(again))[0] == recipe, "what --print shows is the recipe"
+
+
+def test_units_become_integers(base: Path) -> None:
+    steps = lambda *overrides: read_recipe(str(base), overrides)[0].train.steps
+    assert steps() == 40
+    assert steps("train.tokens=3_001") == 11  # 300 tokens a step, rounded up
+    assert steps("train.tokens=1.5M") == 5000
+    recipe, _ = read_recipe(str(base), ["train.tokens=20x"])
+    assert recipe.train.steps == -(-20 * count_parameters(recipe.model_config()) // 300)
+    schedule = read_recipe(str(base), ["optim.schedule.warmup=10%", "optim.schedule.cooldown=0.5%"])[0].schedule()
+    assert (schedule.warmup, schedule.cooldown, schedule.end) == (4, 1, 40)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.tokens=2 B", 'train.tokens = \'2 B\' must be a number, such as 2_000_000, "300M", "2B" or "20x"'),
+        ("train.tokens=0", 'train.tokens = 0 must be a number, such as 2_000_000, "300M", "2B" or "20x"'),
+        ("optim.schedule.warmup=x", "optim.schedule.warmup = 'x' must be steps, such as 100, or a share, such as"),
+        ("optim.schedule.warmup=41", "optim.schedule: warmup=41 and cooldown=0 must fit into the 40 steps of the run"),
+        ("train.micro_batch=4", "train.micro_batch=4 must divide batch=6; nearest is 3"),
+        (
+            "train.precision=bf61",
+            "train.precision = 'bf61' must be one of 'auto', 'fp32', 'bf16'; did you mean 'bf16'?",
+        ),
+        ("optim.lr=0", "optim.lr=0.0 must be above 0"),
+        ("optim.betas=[0.9, 1.0]", "optim.betas=[0.9, 1.0] must be at least 0 and below 1; (0.9, 0.95) is usual"),
+        ("model.architecture=xlstn", "model.architecture = 'xlstn' is unknown; did you mean 'xlstm'?"),
+        ("model.preset=xlstm-125", "model.preset = 'xlstm-125' is unknown; did you mean 'xlstm-125m'?"),
+        ("model.vocab_size=256", "model.vocab_size = 256 must hold the tokenizer's 257 entries; leave it out to use"),
+        ("data.corpus=nowhere", 'nowhere" is no folder; name one, or "stdlib"'),
+        ("data.tokenizer=nowhere.json", "data.tokenizer: "),
+    ],
+)
+def test_what_cannot_run_is_a_sentence(base: Path, override: str, sentence: str) -> None:
+    said = refusal(base, override)
+    assert sentence in said, said
+    assert said.startswith("command line: "), "the sentence names who said it"
+
+
+def test_a_model_that_cannot_be_built_is_named_by_file(base: Path) -> None:
+    base.write_text(BASE.replace("heads = 2", "heds = 2"))
+    assert refusal(base).startswith("base.toml: model: ")
+    assert "heads" in refusal(base)
+
+
+def test_a_run_needs_a_length(base: Path) -> None:
+    base.write_text(BASE.replace("steps = 40\n", ""))
+    assert refusal(base) == 'base.toml: train needs steps = 1_000, or tokens = "2B", or tokens = "20x"'
+
+
+def test_a_preset_is_a_starting_point(base: Path) -> None:
+    base.write_text(BASE.replace('width = 16\nheads = 2\npattern = "ms"', 'preset = "xlstm-125m"\ndropout = 0.1'))
+    recipe, tokenizer = read_recipe(str(base))
+    model = recipe.model_config()
+    assert (model.width, model.dropout, model.vocab_size) == (768, 0.1, tokenizer.vocab_size)
+
+
+def test_children_refine_their_parents(base: Path) -> None:
+    child = base.parent / "inner" / "child.toml"
+    child.parent.mkdir()
+    child.write_text('extends = "../base.toml"\n[train]\ntokens = "3K"\n[optim]\nbetas = [0.5, 0.6]\n')
+    recipe, _ = read_recipe(str(child), ["optim.lr=2e-3"])
+    assert (recipe.train.steps, recipe.train.batch) == (10, 6)  # tokens said later replace steps said earlier
+    assert (recipe.optim.lr, recipe.optim.betas) == (2e-3, (0.5, 0.6))
+    child.write_text('extends = "../base.toml"\n[optim]\nlrr = 1\n')
+    assert refusal(child) == "child.toml: optim has no field 'lrr'; did you mean 'lr'?"
+    base.write_text(BASE.replace("lr =", "rl ="))
+    child.write_text('extends = "../base.toml"\n')
+    assert refusal(child).startswith("base.toml: optim has no field 'rl'")
+
+
+def test_a_circle_of_parents_is_refused(base: Path) -> None:
+    base.write_text('extends = "base.toml"\n' + BASE)
+    assert "extends goes in a circle: base.toml -> base.toml" in refusal(base)
+
+
+def test_paths_count_from_who_said_them(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "else" / "texts").mkdir(parents=True)
+    base.write_text(BASE.replace("[data]\n", '[data]\ncorpus = "texts"\n'))
+    monkeypatch.chdir(tmp_path / "else")
+    assert read_recipe(str(base))[0].data.corpus == str(tmp_path / "texts")
+    assert read_recipe(str(base), ["data.corpus=texts"])[0].data.corpus == str(tmp_path / "else" / "texts")
+
+
+def test_an_unknown_recipe_gets_the_list() -> None:
+    with pytest.raises(ValueError, match="stdlib-demo"):
+        config.find("stdlib-deno")
+
+
+def test_model_data_and_optimiser_are_frozen(base: Path) -> None:
+    before = read_recipe(str(base))[0].to_dict()
+    after = read_recipe(str(base), ["optim.lr=2e-3", "train.batch=12", "train.steps=80", "evaluate.every=7"])[
+        0
+    ].to_dict()
+    assert config.changed_frozen(before, after) == ["optim.lr was 0.001, is 0.002", "train.batch was 6, is 12"]
+    assert config.changed(before, after)["train.steps"] == [40, 80]

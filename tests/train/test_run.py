@@ -1,0 +1,264 @@
+"""Whole runs on a corpus of a few kilobytes: the curve, the folder, what continues and what is refused."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from openxlstm.checkpoint import store
+from openxlstm.data.tokenizer import Tokenizer
+from openxlstm.train import checkpoints, loop
+from openxlstm.train.log import read_journal
+from openxlstm.train.run import only_one
+
+Train = Callable[..., str]
+TIMES = ("elapsed", "tokens_per_second")
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """The journal without what the clock says."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_journal(folder / "train.jsonl")]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    pairs = zip(*(store.load(folder / "model").state_dict().values() for folder in (a, b)), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, train_small: Train) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_small(folder) == "done"
+    return folder
+
+
+@pytest.fixture
+def whole(tmp_path: Path, trained: Path) -> Path:
+    """A run that nothing interrupted; a copy that the test may spoil."""
+    return shutil.copytree(trained, tmp_path / "whole")
+
+
+def test_a_run_folder_has_all_its_parts(whole: Path) -> None:
+    lines = curve(whole)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if "valid_loss" in line] == [5, 10, 12]
+    assert [path.name for path in checkpoints.complete(whole / "checkpoints")] == ["step-00000008", "step-00000012"]
+    rates = [line["lr"] for line in lines if "loss" in line]
+    assert rates[:3] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2], rel=1e-12)
+    assert rates[-1] < 2e-3
+    assert all(0 < line["utilisation"] <= 1 for line in lines if "loss" in line)
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["ending"], summary["step"], summary["tokens"]) == ("done", 12, 12 * 6 * 24)
+    events = [json.loads(line)["event"] for line in (whole / "events.jsonl").read_text().splitlines()]
+    assert events == ["start", "done"]
+    resolved = json.loads((whole / "resolved.json").read_text())
+    assert resolved["recipe"]["train"]["steps"] == 12
+    assert resolved["machine"]["torch"] == torch.__version__
+    assert Tokenizer.from_file(whole / "model" / "tokenizer.json").sha256 == Tokenizer.bytes().sha256
+
+
+def test_the_report_says_everything(whole: Path) -> None:
+    report = (whole / "report.md").read_text()
+    summary = json.loads((whole / "summary.json").read_text())
+    for part in (
+        "# A run for tests",
+        "xLSTM[1:1]",
+        f"{summary['held_out']['bits_per_byte']:.3f} bits per byte",
+        "fp32",
+    ):
+        assert part in report
+    assert "````text\na sample ``` of text\n````" in report, "the fence outgrows what the text holds"
+    for name in ("bits_per_byte", "loss", "learning_rate"):
+        assert f"({name}.png)" in report
+        assert (whole / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_report_says_how_to_get_pictures(
+    whole: Path, train_small: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("openxlstm.train.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "openxlstm.train.plots", None)  # as if importing it had failed
+    assert train_small(whole) == "already finished"
+    assert "pip install 'openxlstm[report]'" in (whole / "report.md").read_text()
+
+
+def test_a_finished_run_rewrites_only_its_report(whole: Path, train_small: Train) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    assert train_small(whole) == "already finished"
+    after = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    touched = {path.name for path in after if after[path] != before.get(path)}
+    assert touched == {"report.md", "bits_per_byte.png", "loss.png", "learning_rate.png"}
+
+
+def test_the_report_compares_with_yardsticks(tmp_path: Path, train_small: Train, cache: Path) -> None:
+    assert train_small(tmp_path / "run", "evaluate.yardsticks=true", "train.steps=3") == "done"
+    report = (tmp_path / "run" / "report.md").read_text()
+    for name in ("byte n-gram, order 0", "byte n-gram, order 4", "gzip -9", "xz -9", "**this model**"):
+        assert f"| {name} |" in report
+    assert list(cache.glob("*/yardsticks.json")), "kept with the corpus"
+
+
+def test_micro_batches_change_the_curve_by_rounding_only(tmp_path: Path, whole: Path, train_small: Train) -> None:
+    """Without dropout, whose masks belong to the portions."""
+    for rows in (6, 2):
+        train_small(tmp_path / f"cut{rows}", "model.dropout=0.0", f"train.micro_batch={rows}", "train.steps=6")
+    for one, other in zip(curve(tmp_path / "cut6"), curve(tmp_path / "cut2"), strict=True):
+        assert one == pytest.approx(other, rel=2e-5)
+
+
+def test_a_longer_run_continues_a_finished_one(whole: Path, train_small: Train) -> None:
+    before = curve(whole)
+    assert train_small(whole, "train.steps=15") == "done"
+    assert curve(whole)[: len(before)] == before
+    assert curve(whole)[-1]["step"] == 15
+    events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
+    assert events[2]["event"] == "resume"
+    assert events[2]["changes"]["recipe.train.steps"] == [12, 15]
+
+
+def test_what_belongs_to_another_run_is_refused(whole: Path, train_small: Train, tmp_path: Path) -> None:
+    before = (whole / "resolved.json").read_bytes()
+    with pytest.raises(ValueError, match=r"model\.width was 16, is 32.*optim\.lr was 0\.01, is 0\.1.*another --out"):
+        train_small(whole, "model.width=32", "optim.lr=0.1")
+    assert (whole / "resolved.json").read_bytes() == before
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="is no run folder"):
+        train_small(tmp_path / "home")
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path, train_small: Train, texts: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "a.txt").write_text("one document makes no three splits")
+    with pytest.raises(ValueError, match="none of them falls into"):
+        train_small(tmp_path / "runs" / "r", f"data.corpus={few}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_commands_on_one_run_are_refused(tmp_path: Path, train_small: Train) -> None:
+    with only_one(tmp_path / "run"), pytest.raises(ValueError, match="another command is training this run"):
+        train_small(tmp_path / "run")
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(
+    tmp_path: Path, train_small: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, calls = loop.backward, []
+
+    def spoilt(model: torch.nn.Module, *arguments: object, **options: object) -> object:
+        calls.append(1)
+        result = honest(model, *arguments, **options)
+        if len(calls) == 6:
+            next(iter(model.parameters())).grad[0] = torch.nan
+        return result
+
+    monkeypatch.setattr(loop, "backward", spoilt)
+    with pytest.raises(ValueError, match="step 6: the loss is .* and the gradient norm nan"):
+        train_small(tmp_path / "run")
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints").name == "step-00000004"
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, whole: Path, train_small: Train) -> None:
+    """The files of the second save may not grow beyond 10 kB; the run goes on when there is room again."""
+    honest, saves = checkpoints.save, []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(*arguments: object) -> Path:
+        saves.append(1)
+        if len(saves) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        try:
+            return honest(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "save", save)
+        with pytest.raises(OSError, match="step-00000008 could not be saved: .*File too large"):
+            train_small(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    assert train_small(tmp_path / "run") == "done"
+    assert curve(tmp_path / "run") == curve(whole)
+    assert same_weights(tmp_path / "run", whole)
+
+
+def test_a_limit_in_minutes_cuts_a_course_without_cool_down(tmp_path: Path, train_small: Train) -> None:
+    folder = tmp_path / "run"
+    assert train_small(folder, "train.steps=100_000", "train.max_minutes=0.01") == "out of time"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 < summary["step"] < 100_000
+    assert "The run ended early: it was out of time." in (folder / "report.md").read_text()
+    assert train_small(folder, "train.steps=100_000", "train.max_minutes=0.01") == "already finished"
+    minutes = summary["seconds"] / 60 + 0.01
+    assert train_small(folder, "train.steps=100_000", f"train.max_minutes={minutes}") == "out of time"
+    assert json.loads((folder / "summary.json").read_text())["step"] > summary["step"]
+
+
+def test_a_limit_in_minutes_brings_the_cool_down_forward(tmp_path: Path, train_small: Train) -> None:
+    folder = tmp_path / "run"
+    course = ("optim.schedule.kind=constant", "optim.schedule.cooldown=50%", "train.steps=100_000")
+    ending = train_small(folder, *course, "train.max_minutes=0.03", "evaluate.every=1000", "checkpoint.every=1000")
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    cut = next(event for event in events if event["event"] == "cools down early")
+    rates = {line["step"]: line["lr"] for line in curve(folder) if "lr" in line}
+    assert rates[cut["step"]] == 1e-2
+    assert rates[cut["step"] + 2] < 1e-2
+    assert rates[max(rates)] < 4e-3, f"{ending} at step {max(rates)} of {cut['end']}"
+    assert json.loads((folder / "plan.json").read_text())["cool_down_from"] == cut["step"]
+
+
+@pytest.mark.slow
+def test_interrupted_in_every_way_the_curve_is_the_same(tmp_path: Path, recipe_file: Path, cache: Path) -> None:
+    """Killed, stopped by Ctrl-C, terminated, killed: another process each time, the same bits.
+
+    With dropout, with portions, and at steps that lie between two checkpoints.
+    """
+    course = ["train.steps=80", "checkpoint.every=7"]
+    environment = os.environ | {"XLSTM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "openxlstm", "train", str(recipe_file), *course, "--out", str(tmp_path / name)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    for number, after in ((signal.SIGKILL, 11), (signal.SIGINT, 30), (signal.SIGTERM, 52), (signal.SIGKILL, 70)):
+        run = start("cut")
+        while len(read_journal(tmp_path / "cut" / "train.jsonl")) < after:
+            assert run.poll() is None, run.stderr.read()
+            time.sleep(0.002)
+        run.send_signal(number)
+        code, said = run.wait(), run.stderr.read()
+        if number == signal.SIGKILL:
+            assert code == -signal.SIGKILL
+        else:
+            assert code == 130, said
+            assert "the same command goes on from there" in said
+            step = read_journal(tmp_path / "cut" / "train.jsonl")[-1]["step"]
+            assert checkpoints.latest(tmp_path / "cut" / "checkpoints").name == f"step-{step:08d}"
+            assert store.load(tmp_path / "cut" / "model").config.width == 16
+    last = start("cut")
+    assert last.wait() == 0, last.stderr.read()
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path, train_small: Train) -> None:
+    """Sixty short documents by heart: far below what any guess without memory reaches."""
+    course = ("train.steps=300", "model.dropout=0.0", "model.width=32", "evaluate.every=300", "checkpoint.every=300")
+    assert train_small(tmp_path / "run", *course) == "done"
+    lines = [line for line in curve(tmp_path / "run") if "loss" in line]
+    assert lines[0]["loss"] < 5.55 + 0.3, "ln 257, and little more: the first guess is no prejudice"
+    assert lines[-1]["loss"] < 0.5, lines[-1]
