@@ -124,7 +124,7 @@ def chunkwise(
 
     The last chunk is simply shorter.
     """
-    B, T, H, _ = q.shape
+    B, T = q.shape[:2]
     reset_BT = q.new_zeros(B, T, dtype=torch.bool) if reset is None else reset
     mask_BT = q.new_ones(B, T, dtype=torch.bool) if mask is None else mask
     state = _start(q, k, v, state)

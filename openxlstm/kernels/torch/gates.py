@@ -69,7 +69,7 @@ def gate_pass(
     forget_gate: str,
     chunk: int,
 ) -> GatePass:
-    """Pre-activations i, f [B, T, H] (T >= 1) and the incoming m [B, H] -> all stabilisers and weights, in m's dtype."""
+    """Pre-activations i, f [B, T, H] (T >= 1), incoming m [B, H] -> stabilisers and weights, in the dtype of m."""
     i, f = i.to(m_in.dtype), f.to(m_in.dtype)
     if mask is not None:
         f = torch.where(mask[..., None], f, 0.0)  # before the logarithm: a masked gate may hold NaN
@@ -84,7 +84,7 @@ def gate_pass(
     segment = starts = None
     decay = log_f
     if reset is not None:
-        starts = to_chunks(reset[..., None], chunk, False)
+        starts = to_chunks(reset[..., None], chunk, 0.0)
         segment = starts.cumsum(-1)
         decay = torch.where(starts, 0.0, log_f)
     b = decay.cumsum(-1)  # restarts in every chunk: one sum over the sequence loses precision

@@ -17,11 +17,11 @@ Gates: with p_l = k_l . dk_l, di_l = p_l, and the gradient of the log forget gat
 q_j . dq_j - p_j, inside the chunk, plus <GC, C'> at its end: one running sum over the sequence would lose precision.
 m is an exponent and carries no gradient.
 
-Saved for backward: the inputs, h, a, and C at every block of chunks. The rest is computed again. Work proceeds in
-blocks of about BLOCK steps and as many sequences as fit the cache: big enough to hide the cost of a call, small enough
-that memory grows with the inputs alone.
+Saved for backward: the inputs, a, and C at every block of chunks, not even h; the rest is computed again. Work
+proceeds in blocks of about BLOCK steps and as many sequences as fit the cache: big enough to hide the cost of a call,
+small enough that memory grows with the inputs alone.
 
-Z = rows of the batch x heads; G chunks in a block; X = V, or V + 1 rounded up to 16 where there is a normaliser.
+Z = rows of the batch x heads; G chunks in a block; X = V, or V + 1 rounded up to 8 where there is a normaliser.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def saved_states(T: int, chunk: int) -> int:
 
 
 def width(V: int, input_gate: str) -> int:
-    """X: columns of the memory, with the normaliser's. Rounded up, because matrix products like multiples of 16."""
-    return V if input_gate == "sigmoid" else -(-(V + 1) // 16) * 16
+    """X: columns of the memory, with the normaliser's. Rounded up to 8, which matrix products like."""
+    return V if input_gate == "sigmoid" else -(-(V + 1) // 8) * 8
 
 
 def forward(
@@ -131,7 +131,6 @@ def backward(
     m: Tensor,
     reset: Tensor | None,
     mask: Tensor | None,
-    h: Tensor,
     a: Tensor,
     states: Tensor,
     input_gate: str,
@@ -152,15 +151,23 @@ def backward(
         grad = _join(dC[rows], dn[rows], X)
         for block in reversed(list(blocks(T, chunk))):
             part = _Part.read(q, k, v, gates, mask, rows, block, X)
-            u = part.cotangents(dh, h, a, eps, normalised=input_gate != "sigmoid")
             path = part.states(states[block.index, rows].reshape(-1, K, X))
+            weight = part.weights().flatten(0, 1)
+            S = torch.bmm(part.q.flatten(0, 1), part.k.flatten(0, 1).mT).mul_(weight)
+            u = part.cotangents(dh, a, eps, normalised=input_gate != "sigmoid")
+            dS = torch.bmm(u.flatten(0, 1), part.v.flatten(0, 1).mT)
+            part_dq = torch.bmm(u.flatten(0, 1), path[:-1].flatten(0, 1).mT)
+            if input_gate != "sigmoid":
+                e = (S * dS).sum(-1) + part.enter.flatten(0, 1) * (part.q.flatten(0, 1) * part_dq).sum(-1)
+                da = part.normaliser_gradient(e.view(block.G, -1, block.L), a, eps)
+                u[..., V] = da
+                da = da.flatten(0, 1)[..., None]
+                dS.add_(da)
+                part_dq.addcmul_(da, path[:-1, ..., V].flatten(0, 1)[:, None])
+            dS.mul_(weight)
             grads = part.gradients(grad, u)
             grad = grads[0]
 
-            weight = part.weights()
-            dS = torch.bmm(u.flatten(0, 1), part.v.flatten(0, 1).mT).mul_(weight.flatten(0, 1))
-            S = torch.bmm(part.q.flatten(0, 1), part.k.flatten(0, 1).mT).mul_(weight.flatten(0, 1))
-            part_dq = torch.bmm(u.flatten(0, 1), path[:-1].flatten(0, 1).mT)
             part_dq.mul_(part.enter.flatten(0, 1)[..., None]).baddbmm_(dS, part.k.flatten(0, 1))
             part_dk = torch.bmm(part.v.flatten(0, 1), grads[1:].flatten(0, 1).mT)
             part_dk.mul_(part.into_end.flatten(0, 1)[..., None]).baddbmm_(dS.mT, part.q.flatten(0, 1))
@@ -274,28 +281,31 @@ class _Part:
             path[g].addcmul_(path[g + 1], self.enter[g, :, -1, None, None])
         return path
 
-    def cotangents(self, dh: Tensor | None, h: Tensor, a: Tensor, eps: float, normalised: bool) -> Tensor:
-        """u = dh / d, and in the normaliser's column da = -sign(a) (dh . h) / d where the floor does not act."""
-        V = h.shape[-1]
+    def cotangents(self, dh: Tensor | None, a: Tensor, eps: float, normalised: bool) -> Tensor:
+        """u = dh / d, [G, Z, L, X]; the normaliser's column is still 0."""
         u = torch.zeros_like(self.v)
         if dh is None:
             return u
-        G, L = self.block.G, self.block.L
-
-        def part(x: Tensor) -> Tensor:
-            return _view(x[self.rows, self.block.steps], G, L).flatten(1, 2).to(u.dtype)
-
-        u[..., :V] = part(dh)
+        _split(u[..., : dh.shape[-1]], dh.shape[2]).copy_(
+            _view(dh[self.rows, self.block.steps], self.block.G, self.block.L)
+        )
         if self.mask is not None:
             u.masked_fill_(~self.mask, 0.0)
-        if normalised:
-            e = (u[..., :V] * part(h)).sum(-1)
-            part_a = part(a[..., None])[..., 0]
-            d = denominator(part_a, self.m, eps)
-            above = part_a.abs() > denominator(torch.zeros_like(part_a), self.m, 0.0)
-            u[..., V] = torch.where(above, -part_a.sign() * e, 0.0)
-            u.div_(d[..., None])
-        return u
+        return u.div_(denominator(self.read_a(a), self.m, eps)[..., None]) if normalised else u
+
+    def normaliser_gradient(self, e: Tensor, a: Tensor, eps: float) -> Tensor:
+        """da = -sign(a) e / d where the floor of the denominator does not act, with e = dh . h: [G, Z, L].
+
+        e comes from the unrounded sums that make up h, not from the h that was returned: in bf16 its rounding alone
+        costs up to 1.7 % of the gradient of n (docs/log.md).
+        """
+        a = self.read_a(a)
+        above = a.abs() > denominator(torch.zeros_like(a), self.m, 0.0)
+        return torch.where(above, -a.sign() * e / denominator(a, self.m, eps), 0.0)
+
+    def read_a(self, a: Tensor) -> Tensor:
+        """a of this block, [G, Z, L]."""
+        return _view(a[self.rows, self.block.steps, :, None], self.block.G, self.block.L).flatten(1, 2)[..., 0]
 
     def sum_from(self, x: Tensor, rho: Tensor) -> Tensor:
         """r_t: the sum of x_j over j >= t of t's segment in the chunk, and rho if that segment reaches its end."""
@@ -308,13 +318,17 @@ class _Part:
 
     def write(self, out: Tensor, part: Tensor) -> None:
         """Put a part [G, Z, L, *] back where it belongs in [B, T, H, *]."""
-        view = _view(out[self.rows, self.block.steps], self.block.G, self.block.L)
-        view.copy_(part.view(view.shape))
+        _view(out[self.rows, self.block.steps], self.block.G, self.block.L).copy_(_split(part, out.shape[2]))
 
 
 def _view(x: Tensor, G: int, L: int) -> Tensor:
     """[B', G L, H, *] -> [G, B', H, L, *], a view."""
     return x.unflatten(1, (G, L)).permute(1, 0, 3, 2, 4)
+
+
+def _split(x: Tensor, H: int) -> Tensor:
+    """[G, B' H, L, *] -> [G, B', H, L, *], a view."""
+    return x.unflatten(1, (-1, H))
 
 
 def _join(C: Tensor, n: Tensor, X: int) -> Tensor:

@@ -22,7 +22,7 @@ _lib.define(
 )
 _lib.define(
     "mlstm_backward(Tensor? dh, Tensor? dC, Tensor? dn, Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor m,"
-    " Tensor? reset, Tensor? mask, Tensor h, Tensor a, Tensor states,"
+    " Tensor? reset, Tensor? mask, Tensor a, Tensor states,"
     " str input_gate, str forget_gate, float eps, int chunk)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
@@ -65,7 +65,7 @@ def _mlstm_fake(q: Any, k: Any, v: Any, i: Any, f: Any, C: Any, n: Any, m: Any, 
 
 def _mlstm_backward_fake(dh: Any, dC: Any, dn: Any, *rest: Any) -> tuple[Tensor, ...]:
     q, k, v, i, f = rest[:5]
-    states = rest[10]
+    states = rest[9]
     B, _, H, K = q.shape
     gradients = [torch.empty_like(x) for x in (q, k, v)]
     gates = [x.new_empty(x.shape) for x in (i, f)]
@@ -88,9 +88,9 @@ def _slstm_backward_fake(
 
 def _mlstm_save(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, i, f, _C, _n, m, reset, mask, *options, _save = inputs
-    h, _, _, _, a, states = output
+    _h, _, _, _, a, states = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, i, f, m, reset, mask, h, a, states)
+    ctx.save_for_backward(q, k, v, i, f, m, reset, mask, a, states)
     ctx.options = options
 
 

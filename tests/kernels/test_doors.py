@@ -1,0 +1,151 @@
+"""Refusals with the value, the rule and the fix; the dispatch table; memory; and the compiler."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import B, H, K, V, mlstm_inputs, mlstm_state, slstm_inputs, slstm_state
+
+from openxlstm import kernels
+from openxlstm.cells import mLSTMState, sLSTMState
+from openxlstm.kernels.dispatch import Call, resolve
+
+
+def test_refusals_name_the_value_and_the_rule() -> None:
+    q, k, v, i, f = mlstm_inputs(4)
+    state = mlstm_state()
+    for message, call in {
+        r"input_gate='relu' must be one of exp, sigmoid": lambda: kernels.mlstm(q, k, v, i, f, input_gate="relu"),
+        r"forget_gate='tanh' must be one of": lambda: kernels.mlstm(q, k, v, i, f, forget_gate="tanh"),
+        r"eps=-1": lambda: kernels.mlstm(q, k, v, i, f, eps=-1.0),
+        r"needs eps=0, given eps=1e-06": lambda: kernels.mlstm(q, k, v, i, f, forget_gate="exp"),
+        r"chunk=0 must be at least 1": lambda: kernels.mlstm(q, k, v, i, f, chunk=0),
+        r"state\.C must be torch\.float64.*given torch\.float32": lambda: kernels.mlstm(
+            q, k, v, i, f, state.detach().to(torch.float32)
+        ),
+        r"state\.C must be torch\.float32.*given torch\.bfloat16": lambda: kernels.mlstm(
+            *(x.detach().bfloat16() for x in (q, k, v, i, f)), state.detach().to(torch.bfloat16)
+        ),
+        r"state\.C must have shape \[2, 3, 5, 7\], given \[2, 3, 5, 8\]": lambda: kernels.mlstm(
+            q, k, v, i, f, mLSTMState.empty(B, H, K, V + 1, dtype=torch.float64)
+        ),
+        r"state\.h must have shape": lambda: kernels.slstm(*slstm_inputs(4), sLSTMState.empty(B, H, K + 1)),
+        r"backend='cuda' does not exist; there are 'auto', 'torch'": lambda: kernels.mlstm(
+            q, k, v, i, f, backend="cuda"
+        ),
+        r"forget_gate='none' must be one of": lambda: kernels.slstm(*slstm_inputs(4), forget_gate="none"),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_wrong_shapes_are_refused_without_the_shape_checker() -> None:
+    """In production nothing checks annotations: the doors themselves must refuse."""
+    program = """
+import torch
+from openxlstm import kernels
+q = torch.zeros(2, 4, 3, 5); v = torch.zeros(2, 4, 3, 7); i = torch.zeros(2, 4, 3)
+for name, call in {
+    "k must have shape [2, 4, 3, 5], given [2, 4, 3, 6]": lambda: kernels.mlstm(q, torch.zeros(2, 4, 3, 6), v, i, i),
+    "v must have shape [2, 4, 3, 7], given [2, 5, 3, 7]": lambda: kernels.mlstm(q, q, torch.zeros(2, 5, 3, 7), i, i),
+    "f must have shape [2, 4, 3], given [2, 4, 2]": lambda: kernels.mlstm(q, q, v, i, i[..., :2]),
+    "q must have 4 axes, [B, T, H, K], given [2, 4, 15]": lambda: kernels.mlstm(q.flatten(2), q, v, i, i),
+    "mask must be bool [2, 4], given torch.float32 [2, 4]": lambda: kernels.mlstm(q, q, v, i, i, mask=torch.ones(2, 4)),
+    "reset must be bool [2, 4], given torch.bool [2, 5]": lambda: kernels.mlstm(
+        q, q, v, i, i, reset=torch.ones(2, 5).bool()),
+    "R must have shape [3, 5, 4, 5], given [3, 4, 5, 5]": lambda: kernels.slstm(
+        torch.zeros(2, 4, 4, 3, 5), torch.zeros(3, 4, 5, 5), torch.zeros(4, 3, 5)),
+    "gates must be [B, T, 4, H, K] (gates in the order i, f, z, o), given [2, 4, 3, 5]": lambda: kernels.slstm(
+        q, torch.zeros(3, 5, 4, 5), torch.zeros(4, 3, 5)),
+}.items():
+    try:
+        call()
+    except ValueError as error:
+        assert str(error) == name, (str(error), name)
+    else:
+        raise AssertionError(name)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_the_table_explains_itself() -> None:
+    rows = kernels.explain_table("cpu")
+    assert {row["op"] for row in rows} == {"mlstm", "mlstm_step", "slstm", "slstm_step"}
+    for op in ("mlstm", "slstm_step"):
+        assert any(row["op"] == op and row["answer"] == "serves" for row in rows)
+    text = kernels.explain("cpu")
+    assert "operation" in text
+    assert "torch" in text
+    call = Call(op="mlstm", device="cpu", dtype=torch.float32, K=64, V=128, needs_grad=True)
+    assert resolve(call).__name__.startswith("openxlstm.kernels.")
+
+
+MEMORY = """
+import resource, sys, torch
+from openxlstm import kernels
+torch.set_num_threads(1)
+T = int(sys.argv[1])
+def once(T):
+    q, k = (torch.randn(1, T, 4, 64, requires_grad=True) for _ in range(2))
+    v = torch.randn(1, T, 4, 128, requires_grad=True)
+    i, f = (torch.randn(1, T, 4, requires_grad=True) for _ in range(2))
+    weight = torch.ones(1, 1, 1, 1).expand(1, T, 4, 128)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    h, _ = kernels.mlstm(q, k, v, i, f)
+    h.backward(weight)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+once(64)
+print(once(T))
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_linear_in_length_and_below_three_gigabytes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Peak growth of forward and backward at B=1, H=4, K=64, V=128, in GiB; one fresh process for each length."""
+    growth = {}
+    for T in (16_384, 32_768, 65_536):
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(T)], check=True, capture_output=True, text=True, timeout=300
+        )
+        growth[T] = float(done.stdout)
+    with capsys.disabled():
+        print("\n  peak growth in GiB: " + ", ".join(f"T={T}: {size:.3f}" for T, size in growth.items()))
+    assert growth[65_536] < 3.0
+    assert growth[65_536] < 2.3 * growth[32_768]
+    assert growth[32_768] < 2.3 * growth[16_384]
+
+
+@pytest.mark.compile
+def test_operators_are_well_formed() -> None:
+    """PyTorch's own check of schema, fake tensors, autograd registration and dynamic shapes."""
+    x, state = mlstm_inputs(9), mlstm_state()
+    options = (None, None, "exp", "sigmoid", 1e-6, 4, True)
+    torch.library.opcheck(torch.ops.openxlstm.mlstm.default, (*x, state.C, state.n, state.m, *options))
+    y, start = slstm_inputs(5), slstm_state()
+    torch.library.opcheck(torch.ops.openxlstm.slstm.default, (*y, *start.tensors(), None, None, "sigmoid"))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("op", ["mlstm", "slstm"])
+def test_compiles_without_a_graph_break_and_once_for_all_lengths(op: str) -> None:
+    """fullgraph=True, dynamic T, state in and out, gradients: the same numbers as without the compiler."""
+    function = getattr(kernels, op)
+    make, start = (mlstm_inputs, mlstm_state) if op == "mlstm" else (slstm_inputs, slstm_state)
+
+    def loss(*args):
+        h, end = function(*args)
+        return h.square().sum() + sum(part.sum() for part in end.tensors()[:-1]), end
+
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    for T in (37, 64, 130, 200):
+        x, state = make(T), start()
+        results = []
+        for run in (loss, compiled):
+            value, end = run(*x, state)
+            results.append([value, *end.tensors(), *torch.autograd.grad(value, x)])
+        for got, want in zip(*results):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert counter.frame_count == 1, "a new length must not compile anew"
