@@ -4,7 +4,8 @@ Writing is atomic: a file appears under its name complete, or the one that was t
 the config, so a crash between the two files is noticed and can be mended. Foreign files in the folder are left alone.
 
 Reading is strict: an unknown, missing or mis-shaped tensor and an unknown config key are errors by name. Nothing is
-executed, and weights are mapped, not copied, until they are moved.
+executed. Tensors are mapped from the file and copied one at a time: in place they would start at odd addresses, where
+matmuls take other paths, and the loaded model would differ from the saved one in its last bits.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def load(
             known = "one of xlstm, xlstm_large"
             raise ValueError(f"{folder / CONFIG} must name its architecture, {known}; it says {architecture!r}")
     tensors = _read_tensors(weights, {name: tuple(t.shape) for name, t in model.state_dict().items()})
-    model.load_state_dict({name: t.to(device=device, dtype=dtype) for name, t in tensors.items()}, assign=True)
+    model.load_state_dict(
+        {name: t.to(device=device, dtype=dtype, copy=True) for name, t in tensors.items()}, assign=True
+    )
     return model
 
 

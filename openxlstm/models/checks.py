@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -22,17 +23,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def read_config(cls: type[ConfigT], data: Mapping[str, object], where: str) -> ConfigT:
     """A config dataclass from a dict, strictly: an unknown, missing or mistyped field is a ValueError by name."""
-    known = typing.get_type_hints(cls)
+    known, fields = typing.get_type_hints(cls), {}
     for key, value in data.items():
         if key not in known:
             raise ValueError(f"{where} has no field {key!r}{did_you_mean(key, known)}")
         if not _fits(value, known[key]):
             kind = getattr(known[key], "__name__", str(known[key]))
             raise ValueError(f"{where}: {key} must be {kind}; got {value!r}")
+        fields[key] = float(value) if known[key] is float else value  # type: ignore[arg-type]
     needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}  # type: ignore[arg-type]
     if missing := sorted(needed - data.keys()):
         raise ValueError(f"{where} lacks {', '.join(missing)}, which has no default")
-    return cls(**data)
+    return cls(**fields)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -48,12 +50,14 @@ def check_positive(where: str, **sizes: int) -> None:
             raise ValueError(f"{where}: {name}={size} must be at least 1")
 
 
-def check_multiple(where: str, name: str, value: int, by: str, divisor: int) -> None:
-    """`value` is a multiple of `divisor`, or the sentence names the nearest one that is."""
-    if value % divisor:
-        below = value // divisor * divisor
-        nearest = f"nearest below is {below}" if below else f"the smallest is {divisor}"
-        raise ValueError(f"{where}: {name}={value} must be a multiple of {by}={divisor}; {nearest}")
+def check_multiple(where: str, name: str, value: int, **divisors: int) -> None:
+    """`value` is a multiple of every divisor, or the sentence names the nearest one that is."""
+    if any(value % divisor for divisor in divisors.values()):
+        rule = " and of ".join(f"{by}={divisor}" for by, divisor in divisors.items())
+        step = math.lcm(*divisors.values())
+        below = value // step * step
+        nearest = f"nearest below is {below}" if below else f"the smallest is {step}"
+        raise ValueError(f"{where}: {name}={value} must be a multiple of {rule}; {nearest}")
 
 
 def check_head_width(where: str, name: str, width: int, heads: int) -> None:

@@ -73,11 +73,10 @@ class xLSTMStackConfig:
         checks.check_choice(where, "recurrent_init", self.recurrent_init, ("zeros", "uniform"))
         checks.check_gates(where, self.input_gate, self.forget_gate, self.eps)
         if "m" in self.pattern:
-            checks.check_multiple(where, "mlstm_width", self.U_m, "heads", self.heads)
-            checks.check_multiple(where, "mlstm_width", self.U_m, "proj_block", self.proj_block)
+            checks.check_multiple(where, "mlstm_width", self.U_m, heads=self.heads, proj_block=self.proj_block)
             checks.check_head_width(where, "mlstm_width", self.U_m, self.heads)
         if "s" in self.pattern:
-            checks.check_multiple(where, "width", self.width, "heads", self.heads)
+            checks.check_multiple(where, "width", self.width, heads=self.heads)
             checks.check_head_width(where, "width", self.width, self.heads)
 
     @property

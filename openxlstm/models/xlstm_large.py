@@ -55,8 +55,8 @@ class xLSTMLargeConfig:
         where = type(self).__name__
         checks.check_positive(where, vocab_size=self.vocab_size, width=self.width, blocks=self.blocks, heads=self.heads)
         checks.check_positive(where, qk_width=self.QK, v_width=self.HV, ffn_width=self.U_f)
-        checks.check_multiple(where, "v_width" if self.v_width else "width", self.HV, "heads", self.heads)
-        checks.check_multiple(where, "qk_width", self.QK, "heads", self.heads)
+        checks.check_multiple(where, "v_width" if self.v_width else "width", self.HV, heads=self.heads)
+        checks.check_multiple(where, "qk_width", self.QK, heads=self.heads)
         checks.check_head_width(where, "v_width", self.HV, self.heads)
         checks.check_gates(where, self.input_gate, self.forget_gate, self.eps)
         for name in ("gate_soft_cap", "logit_soft_cap", "norm_eps"):

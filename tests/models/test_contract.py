@@ -105,7 +105,9 @@ def test_gradients_cross_a_cut(kind):
 
     whole, halves = gradients(x), gradients(x[:, :3], x[:, 3:])
     for name in whole:
-        torch.testing.assert_close(halves[name], whole[name], rtol=1e-8, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            halves[name], whole[name], rtol=1e-8, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

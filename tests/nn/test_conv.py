@@ -87,7 +87,10 @@ def test_no_input_is_changed_and_no_memory_shared():
     versions = [t._version for t in (x, w, b, state)]
     for T in (0, 1, 2):  # shorter than the state: part of the old tail is in the new one
         _, last = causal_conv(x[:, :T], w, b, state)
-        assert last.untyped_storage().data_ptr() not in {x.untyped_storage().data_ptr(), state.untyped_storage().data_ptr()}
+        assert last.untyped_storage().data_ptr() not in {
+            x.untyped_storage().data_ptr(),
+            state.untyped_storage().data_ptr(),
+        }
         assert last.untyped_storage().nbytes() == last.nbytes, "the state keeps a longer window alive"
     assert versions == [t._version for t in (x, w, b, state)]
 
