@@ -120,6 +120,7 @@ def test_top_k_edges() -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 0.0]])
     assert keep_top_k(logits, 2).tolist() == [[-INF, 2.0, 2.0, -INF]]
     assert keep_top_k(logits, 1).tolist() == [[-INF, 2.0, -INF, -INF]]  # a tie: exactly k stay, the smaller id first
+    assert keep_top_k(torch.zeros(1, 5_000), 100).isfinite()[0].nonzero()[:, 0].tolist() == list(range(100))
     assert keep_top_k(logits, 4) is logits
     assert keep_top_k(logits, 99) is logits
 
