@@ -130,8 +130,12 @@ def chunkwise(
     state = _start(q, k, v, state)
     parts = []
     for start in range(0, T, chunk):
-        part = (x[:, start : start + chunk] for x in (q, k, v, i, f, reset_BT, mask_BT))
-        h, state = _one_chunk(*part, state, input_gate, forget_gate, eps)
+        q_BLHK, k_BLHK, v_BLHV, i_BLH, f_BLH, reset_BL, mask_BL = (
+            x[:, start : start + chunk] for x in (q, k, v, i, f, reset_BT, mask_BT)
+        )
+        h, state = _one_chunk(
+            q_BLHK, k_BLHK, v_BLHV, i_BLH, f_BLH, reset_BL, mask_BL, state, input_gate, forget_gate, eps
+        )
         parts.append(h)
     return torch.cat(parts, dim=1) if parts else torch.zeros_like(v, dtype=q.dtype), state
 

@@ -76,4 +76,4 @@ def _sample(model: Any, tokenizer: Any) -> str:
 
 def _command() -> str:
     """What the user typed, so that it can be copied."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["xlstm", *sys.argv[1:]])

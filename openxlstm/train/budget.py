@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from openxlstm.train.checkpoints import sync
+from openxlstm.train.log import read_json
 from openxlstm.train.schedules import Schedule
 
 FILE = "plan.json"
@@ -44,7 +45,7 @@ def read_plan(folder: Path, schedule: Schedule, steps: int, minutes: float | Non
     file = folder / FILE
     if minutes is None or not file.exists():
         return schedule
-    plan = json.loads(file.read_text(encoding="utf-8"))
+    plan = read_json(file)
     if (plan["steps"], plan["max_minutes"]) != (steps, minutes):
         return schedule
     return schedule.cool_down_from(plan["cool_down_from"])

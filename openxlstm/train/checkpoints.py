@@ -4,6 +4,8 @@ Each holds the model and the optimiser by parameter name, in PyTorch's distribut
 processes can read it), and `meta.json` with the trainer's few numbers. A save writes to `step-00000200.tmp`, forces
 it to the disk and renames it: complete means that the name has no suffix. Whatever interrupts a save, a full disk
 included, the checkpoints before it are untouched. POSIX file systems.
+
+The format holds pickles: resume from checkpoints of your own only. Models are passed on as safetensors.
 """
 
 import json

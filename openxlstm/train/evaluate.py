@@ -10,6 +10,7 @@ from torch import Tensor
 from openxlstm.data.tokens import TokenFolder, write_atomically
 from openxlstm.data.windows import Stream
 from openxlstm.data.yardsticks import compressor_bits_per_byte, ngram_bits_per_byte
+from openxlstm.train.log import read_json
 from openxlstm.train.loss import Rows, Score, score, token_nats
 
 YARDSTICK_BYTES = 1 << 27  # n-grams need some 30 bytes of memory per byte of text: 4 GB for these 128 MB
@@ -52,7 +53,7 @@ def yardsticks(prepared: Path) -> dict[str, float]:
     train, test = TokenFolder.open(prepared / "train"), TokenFolder.open(prepared / "test")
     owner = f"{train.fingerprint} {test.fingerprint}"
     file = prepared / "yardsticks.json"
-    if file.exists() and (kept := json.loads(file.read_text(encoding="utf-8")))["fingerprints"] == owner:
+    if file.exists() and (kept := read_json(file))["fingerprints"] == owner:
         return kept["bits_per_byte"]
     if train.total_bytes > YARDSTICK_BYTES:
         return {}

@@ -9,7 +9,7 @@ from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.data.tokens import write_atomically
 from openxlstm.models.accounting import flops_per_token, state_bytes
 from openxlstm.train.evaluate import evaluate, yardsticks
-from openxlstm.train.log import Display
+from openxlstm.train.log import Display, read_json
 from openxlstm.train.report import SUMMARY, write_report
 from openxlstm.train.run import Run
 
@@ -66,7 +66,7 @@ def finish(run: Run, ending: Ending, display: Display, sample: Sample) -> None:
 def is_finished(run: Run) -> bool:
     """The summary is that of the step where the run stands, and the recipe asks for no more."""
     file = run.folder / SUMMARY
-    if not file.exists() or json.loads(file.read_text(encoding="utf-8"))["step"] != run.progress.step:
+    if not file.exists() or read_json(file)["step"] != run.progress.step:
         return False
     minutes = run.recipe.train.max_minutes
     return run.progress.step >= run.schedule.end or (minutes is not None and run.progress.elapsed >= 60 * minutes)

@@ -33,6 +33,18 @@ class Journal:
         self._file.close()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """One of the run folder's JSON files.
+
+    Raises:
+        ValueError: it is not JSON. They are written atomically, so somebody else wrote it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}; restore it, or move it away") from None
+
+
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """All lines. A last line that a kill tore is left out.
 

@@ -93,8 +93,8 @@ def _course(
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Centred mean over about a fiftieth of the run; the window shrinks at both ends instead of inventing values."""
-    half = len(values) // 100
+    """Centred mean over about a thirtieth of the run; the window shrinks at both ends instead of inventing values."""
+    half = len(values) // 60
     sums = np.concatenate(([0.0], np.cumsum(values)))
     low = np.maximum(np.arange(len(values)) - half, 0)
     high = np.minimum(np.arange(len(values)) + half + 1, len(values))

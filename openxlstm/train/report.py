@@ -1,11 +1,10 @@
 """`report.md`: what was trained, on what, how it went, and what it is worth. Made from the run folder alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from openxlstm.data.tokens import write_atomically
-from openxlstm.train.log import clock, read_journal
+from openxlstm.train.log import clock, read_journal, read_json
 
 SUMMARY = "summary.json"
 
@@ -15,8 +14,7 @@ def write_report(folder: Path) -> Path:
 
     Without matplotlib (the extra `report`) the pictures are left out, and the report says how to get them.
     """
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    resolved = json.loads((folder / "resolved.json").read_text(encoding="utf-8"))
+    summary, resolved = read_json(folder / SUMMARY), read_json(folder / "resolved.json")
     steps = read_journal(folder / "train.jsonl")
     try:
         from openxlstm.train import plots

@@ -29,6 +29,7 @@ from openxlstm.data.windows import Stream
 from openxlstm.train import budget, checkpoints, config, machine, optim
 from openxlstm.train.checkpoints import Progress
 from openxlstm.train.config import Recipe
+from openxlstm.train.log import read_json
 from openxlstm.train.loss import Rows, derived
 from openxlstm.train.schedules import Schedule
 
@@ -219,7 +220,7 @@ def default_cache() -> Path:
 def _belongs(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     """What the run in `folder` was resolved to, None for a new folder; refuse any other folder."""
     if (folder / RESOLVED).is_file():
-        before = json.loads((folder / RESOLVED).read_text(encoding="utf-8"))
+        before = read_json(folder / RESOLVED)
         if differing := config.changed_frozen(before["recipe"], recipe.to_dict()):
             raise ValueError(
                 f"{folder} holds another run: {'; '.join(differing)}. Model, data and optimiser stay as they are for"

@@ -238,7 +238,7 @@ class _Part:
         if X > V:
             v_part[..., V] = 1.0
             v_part[..., V + 1 :] = 0.0
-        numbers = (
+        key, row, m, enter, write = (
             x[block.chunks, rows, :, :L].flatten(1, 2)
             for x in (gates.key, gates.row, gates.m, gates.enter, gates.write)
         )
@@ -246,7 +246,7 @@ class _Part:
         if gates.segment is not None:
             segment = gates.segment[block.chunks, rows, :, :L]
             same = segment[..., :, None] == segment[..., None, :]
-        return cls(q_part, k_part, v_part, *numbers, same, real, rows, block)
+        return cls(q_part, k_part, v_part, key, row, m, enter, write, same, real, rows, block)
 
     def weights(self) -> Tensor:
         """w_jl = exp(key_l - row_j) for l <= j in the same segment, else 0; [G, Z, L, L]."""
