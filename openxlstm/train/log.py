@@ -84,7 +84,7 @@ class Display(Protocol):
         """One training step, as it is in the journal, of `end` steps."""
 
     def close(self) -> None:
-        """The run is over, for better or worse."""
+        """The steps are over, for better or worse; only notes may follow. May be called twice."""
 
 
 class Silent:

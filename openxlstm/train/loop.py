@@ -84,6 +84,7 @@ def train(recipe: Recipe, tokenizer: Tokenizer, folder: Path, cache: Path, displ
             _introduce(run, display, events)
             ending = steps(run, journal, events, display, stop)
             _event(events, run, ending)
+        display.close()
         finish(run, ending, display, sample)
         return ending
 

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ import torch
 from openxlstm.checkpoint import store
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.train import checkpoints, loop
-from openxlstm.train.log import read_journal
-from openxlstm.train.run import only_one
+from openxlstm.train.log import Silent, read_journal
+from openxlstm.train.run import only_one, read_recipe
 
 Train = Callable[..., str]
 TIMES = ("elapsed", "tokens_per_second")
@@ -193,6 +194,28 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, whole: Path, trai
     assert same_weights(tmp_path / "run", whole)
 
 
+class Impatient(Silent):
+    """Somebody who wants the run to stop in its fifth step."""
+
+    def step(self, line: Mapping[str, Any], end: int, seconds_left: float) -> None:
+        if line["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_wish_to_stop_is_granted_after_the_step(
+    tmp_path: Path, whole: Path, recipe_file: Path, cache: Path, train_small: Train
+) -> None:
+    recipe, tokenizer = read_recipe(str(recipe_file))
+    folder, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
+    assert loop.train(recipe, tokenizer, folder, cache, Impatient(), lambda model, tokenizer: "") == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert checkpoints.latest(folder / "checkpoints").name == "step-00000005"
+    assert store.load(folder / "model").config.width == 16, "what there is can be used"
+    assert not (folder / "summary.json").exists(), "the test split is for finished runs"
+    assert train_small(folder) == "done"
+    assert curve(folder) == curve(whole)
+
+
 def test_a_limit_in_minutes_cuts_a_course_without_cool_down(tmp_path: Path, train_small: Train) -> None:
     folder = tmp_path / "run"
     assert train_small(folder, "train.steps=100_000", "train.max_minutes=0.01") == "out of time"
@@ -220,7 +243,7 @@ def test_a_limit_in_minutes_brings_the_cool_down_forward(tmp_path: Path, train_s
 
 @pytest.mark.slow
 def test_interrupted_in_every_way_the_curve_is_the_same(tmp_path: Path, recipe_file: Path, cache: Path) -> None:
-    """Killed, stopped by Ctrl-C, terminated, killed: another process each time, the same bits.
+    """Killed, stopped by Ctrl-C, killed: another process each time, the same bits.
 
     With dropout, with portions, and at steps that lie between two checkpoints.
     """
@@ -233,7 +256,7 @@ def test_interrupted_in_every_way_the_curve_is_the_same(tmp_path: Path, recipe_f
 
     whole = start("whole")
     assert whole.wait() == 0, whole.stderr.read()
-    for number, after in ((signal.SIGKILL, 11), (signal.SIGINT, 30), (signal.SIGTERM, 52), (signal.SIGKILL, 70)):
+    for number, after in ((signal.SIGKILL, 11), (signal.SIGINT, 30), (signal.SIGKILL, 60)):
         run = start("cut")
         while len(read_journal(tmp_path / "cut" / "train.jsonl")) < after:
             assert run.poll() is None, run.stderr.read()
