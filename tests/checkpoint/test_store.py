@@ -127,6 +127,16 @@ def test_a_failing_save_leaves_the_previous_model(failure, tmp_path, monkeypatch
         assert "the previous file is untouched" in str(error.value)
 
 
+def test_who_reads_the_old_file_keeps_the_old_file(tmp_path):
+    """The new file takes the name in one step; it is never written over the old one's bytes."""
+    save(build("xlstm"), tmp_path)
+    old = (tmp_path / "model.safetensors").read_bytes()
+    with (tmp_path / "model.safetensors").open("rb") as reader:
+        save(build("xlstm"), tmp_path)
+        assert reader.read() == old
+    assert (tmp_path / "model.safetensors").read_bytes() != old
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
