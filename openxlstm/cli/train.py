@@ -49,7 +49,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, show: bool,
         ending = run(resolved, tokenizer, folder, default_cache(), screen, _sample)
     except OSError as error:
         raise click.ClickException(
-            f"{error}. The last complete checkpoint is sound; the same command goes on from it"
+            f"{error}. What was saved before is untouched; the same command goes on from there"
         ) from None
     finally:
         screen.close()

@@ -15,6 +15,7 @@ from openxlstm.train.log import read_json
 from openxlstm.train.schedules import Schedule
 
 FILE = "plan.json"
+MARGIN = 1.05  # a machine that slows down a little during the cool-down still finishes it
 SETTLE = 10  # steps before the pace is believed: the first ones allocate and warm caches
 
 
@@ -27,8 +28,8 @@ def shortened(schedule: Schedule, step: int, seconds_left: float, pace: float) -
     if not schedule.cooldown or begun or step < max(SETTLE, schedule.warmup):
         return None
     shorter = schedule.cool_down_from(step)
-    # One step of grace: seen at the next step, it would already be too late.
-    return shorter if shorter.end < schedule.end and (shorter.cooldown + 1) * pace >= seconds_left else None
+    needed = (1 + MARGIN * shorter.cooldown) * pace  # the 1: seen only after another step, it would be too late
+    return shorter if shorter.end < schedule.end and needed >= seconds_left else None
 
 
 def write_plan(folder: Path, shorter: Schedule, steps: int, minutes: float) -> None:

@@ -219,12 +219,17 @@ def _introduce(run: Run, display: Display, events: Journal) -> None:
     display.note(
         f"{facts['model']['label']}  {facts['model']['parameters']:,} parameters  "
         f"{run.rows.folder.total_tokens:,} training tokens  {recipe.train.steps:,} steps of "
-        f"{recipe.train.batch} x {recipe.data.context}  {run.precision}, {facts['machine']['threads']} threads"
+        f"{recipe.train.batch} x {recipe.data.context}{_at_most(recipe)}  "
+        f"{run.precision}, {facts['machine']['threads']} threads"
     )
     for key, (old, new) in run.changes.items():
         display.note(f"changed since the last sitting: {key} was {old!r}, is {new!r}")
     if not begins:
         display.note(f"goes on after step {run.progress.step}, {clock(run.progress.elapsed)} into the training")
+
+
+def _at_most(recipe: Recipe) -> str:
+    return "" if recipe.train.max_minutes is None else f", at most {recipe.train.max_minutes:g} min"
 
 
 def _event(events: Journal, run: Run, name: str, **facts: Any) -> None:

@@ -1,6 +1,7 @@
 """Whole runs on a corpus of a few kilobytes: the curve, the folder, what continues and what is refused."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -231,14 +232,30 @@ def test_a_limit_in_minutes_cuts_a_course_without_cool_down(tmp_path: Path, trai
 def test_a_limit_in_minutes_brings_the_cool_down_forward(tmp_path: Path, train_small: Train) -> None:
     folder = tmp_path / "run"
     course = ("optim.schedule.kind=constant", "optim.schedule.cooldown=50%", "train.steps=100_000")
-    ending = train_small(folder, *course, "train.max_minutes=0.03", "evaluate.every=1000", "checkpoint.every=1000")
+    saves = ("train.max_minutes=0.03", "evaluate.every=1000", "checkpoint.every=10", "checkpoint.keep_last=1000")
+    ending = train_small(folder, *course, *saves)
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     cut = next(event for event in events if event["event"] == "cools down early")
-    rates = {line["step"]: line["lr"] for line in curve(folder) if "lr" in line}
+    first = curve(folder)
+    rates = {line["step"]: line["lr"] for line in first if "lr" in line}
     assert rates[cut["step"]] == 1e-2
     assert rates[cut["step"] + 2] < 1e-2
-    assert rates[max(rates)] < 4e-3, f"{ending} at step {max(rates)} of {cut['end']}"
+    assert rates[max(rates)] < 5e-3, f"{ending} at step {max(rates)} of {cut['end']}"
     assert json.loads((folder / "plan.json").read_text())["cool_down_from"] == cut["step"]
+
+    # Killed in its cool-down, the run keeps to what was settled, however fast the clock runs now.
+    stands = [path for path in checkpoints.complete(folder / "checkpoints") if int(path.name[5:]) <= cut["step"] + 5][
+        -1
+    ]
+    for path in checkpoints.complete(folder / "checkpoints"):
+        if path > stands:
+            shutil.rmtree(path)
+    train_small(folder, *course, *saves)
+    again = [line for line in curve(folder) if "loss" in line]
+    before = [line for line in first if "loss" in line]
+    both = min(len(again), len(before))  # either sitting may have been a step or two short of the end
+    assert again[:both] == before[:both]
+    assert both > int(stands.name[5:])
 
 
 @pytest.mark.slow
@@ -247,7 +264,7 @@ def test_interrupted_in_every_way_the_curve_is_the_same(tmp_path: Path, recipe_f
 
     With dropout, with portions, and at steps that lie between two checkpoints.
     """
-    course = ["train.steps=80", "checkpoint.every=7"]
+    course = ["train.steps=140", "checkpoint.every=7"]
     environment = os.environ | {"XLSTM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
     def start(name: str) -> subprocess.Popen[str]:
@@ -277,11 +294,10 @@ def test_interrupted_in_every_way_the_curve_is_the_same(tmp_path: Path, recipe_f
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_it_learns(tmp_path: Path, train_small: Train) -> None:
-    """Sixty short documents by heart: far below what any guess without memory reaches."""
-    course = ("train.steps=300", "model.dropout=0.0", "model.width=32", "evaluate.every=300", "checkpoint.every=300")
-    assert train_small(tmp_path / "run", *course) == "done"
+    """Sixty short documents nearly by heart: 0.45 nats, where guessing by frequency costs about 3."""
+    course = ("train.steps=90", "model.dropout=0.0", "model.width=32", "train.micro_batch=6", "evaluate.every=90")
+    assert train_small(tmp_path / "run", *course, "data.context=48", "checkpoint.every=90") == "done"
     lines = [line for line in curve(tmp_path / "run") if "loss" in line]
-    assert lines[0]["loss"] < 5.55 + 0.3, "ln 257, and little more: the first guess is no prejudice"
-    assert lines[-1]["loss"] < 0.5, lines[-1]
+    assert lines[0]["loss"] < math.log(257) + 0.3, "the first guess is no prejudice"
+    assert lines[-1]["loss"] < 0.6, lines[-1]

@@ -75,6 +75,6 @@ def test_a_full_disk_is_a_sentence(xlstm, recipe_file: Path, monkeypatch: pytest
     said = xlstm(recipe_file, "--out", "there")
     assert said.exit_code == 1
     assert (
-        "No space left on device. The last complete checkpoint is sound; the same command goes on from it"
+        "No space left on device. What was saved before is untouched; the same command goes on from there"
         in said.output
     )
