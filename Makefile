@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= runs/demo
-PEERS  := mlstm_kernels==2.0.6 xlstm==2.0.6
+PEERS  := mlstm_kernels==2.0.6 einops==0.8.2
 
 .PHONY: demo test check bench docs setup format clean
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from openxlstm.models.xlstm import xLSTM as xLSTM
     from openxlstm.models.xlstm import xLSTMConfig as xLSTMConfig
     from openxlstm.models.xlstm import xLSTMStack as xLSTMStack
+    from openxlstm.models.xlstm import xLSTMStackConfig as xLSTMStackConfig
     from openxlstm.models.xlstm_large import xLSTMLarge as xLSTMLarge
     from openxlstm.models.xlstm_large import xLSTMLargeConfig as xLSTMLargeConfig
 
@@ -42,6 +43,7 @@ _HOME = {  # public name: module that has it; "" for a module itself
     "xLSTMLarge": "openxlstm.models.xlstm_large",
     "xLSTMLargeConfig": "openxlstm.models.xlstm_large",
     "xLSTMStack": "openxlstm.models.xlstm",
+    "xLSTMStackConfig": "openxlstm.models.xlstm",
 }
 __all__ = ["__version__", *_HOME]
 

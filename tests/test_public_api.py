@@ -35,6 +35,7 @@ NAMES = {
     "xLSTMLarge",
     "xLSTMLargeConfig",
     "xLSTMStack",
+    "xLSTMStackConfig",
 }
 
 OPTIONS = {

@@ -55,6 +55,13 @@ def mlstm(
     _check_flags(q.shape[:2], reset=reset, mask=mask)
     if q.shape[1] == 0:
         return torch.zeros_like(v, dtype=q.dtype), state.clone()
+    if q.shape[1] == 1:  # decoding through the same door: nothing to be parallel over
+        h, state = mlstm_step(
+            q[:, 0], k[:, 0], v[:, 0], i[:, 0], f[:, 0], state,
+            reset=None if reset is None else reset[:, 0], mask=None if mask is None else mask[:, 0],
+            input_gate=input_gate, forget_gate=forget_gate, eps=eps, backend=backend,
+        )  # fmt: skip
+        return h[:, None], state
     call = _mlstm_call("mlstm", q, k, v, i, f, state, reset, mask, input_gate, forget_gate)
     return resolve(call, backend).mlstm(
         q, k, v, i, f, state,
@@ -120,6 +127,13 @@ def slstm(
     _check_flags(gates.shape[:2], reset=reset, mask=mask)
     if gates.shape[1] == 0:
         return gates[:, :, 0].clone(), state.clone()
+    if gates.shape[1] == 1:
+        h, state = slstm_step(
+            gates[:, 0], R, b, state,
+            reset=None if reset is None else reset[:, 0], mask=None if mask is None else mask[:, 0],
+            forget_gate=forget_gate, backend=backend,
+        )  # fmt: skip
+        return h[:, None], state
     call = _slstm_call("slstm", gates, R, b, state, reset, mask, forget_gate)
     return resolve(call, backend).slstm(gates, R, b, state, reset=reset, mask=mask, forget_gate=forget_gate)
 

@@ -1,0 +1,37 @@
+"""Other people's mLSTM kernels, as functions of our arguments. Optional: what is not installed is not compared.
+
+`mlstm_kernels` is under the NXAI Community License: it is run as an installed black box and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+from torch import Tensor
+
+CHUNKS = (64, 128)  # the lengths at which the peer's native kernels were fastest (docs/log.md)
+
+
+def native_mlstm_kernels() -> dict[str, Callable[..., Tensor]]:
+    """Every chunkwise kernel of `mlstm_kernels` that runs on a CPU: name -> function of q, k, v, i, f as [B,H,T,*].
+
+    Empty if the package is not installed. Its parallel kernels hold T x T matrices and are left out: at T = 512 they
+    take four times as long as its chunkwise ones.
+    """
+    if importlib.util.find_spec("mlstm_kernels") is None or importlib.util.find_spec("einops") is None:
+        return {}
+    registry = importlib.import_module("mlstm_kernels.torch")
+    found: dict[str, Callable[..., Tensor]] = {}
+    for name in registry.get_available_mlstm_kernels():
+        if name.startswith("chunkwise--native"):
+            for chunk in CHUNKS:
+                found[f"{name} L={chunk}"] = _call(registry.get_mlstm_kernel(name), chunk)
+    return found
+
+
+def _call(kernel: Callable[..., Tensor], chunk: int) -> Callable[..., Tensor]:
+    def run(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:
+        return kernel(q, k, v, i, f, chunk_size=chunk)
+
+    return run
