@@ -58,7 +58,15 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
 def load(
     folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Model:
-    """The model that `save` wrote. `dtype` None keeps each tensor's own. Raises ValueError on anything unexpected."""
+    """The model that `save` wrote, ready for use (`.train()` to go on training).
+
+    Args:
+        device: where its tensors go.
+        dtype: what they become; None keeps each tensor's own.
+
+    Raises:
+        ValueError: anything missing, unknown or damaged, by name.
+    """
     folder = Path(folder)
     config, weights = _read_config(folder), folder / WEIGHTS
     architecture = config.pop("architecture", None)
@@ -74,7 +82,7 @@ def load(
     model.load_state_dict(
         {name: t.to(device=device, dtype=dtype, copy=True) for name, t in tensors.items()}, assign=True
     )
-    return model
+    return model.eval()
 
 
 def _describe(model: Model) -> dict[str, Any]:
@@ -87,6 +95,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes its files private
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -98,6 +107,13 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _umask() -> int:
+    """What the user's new files are not allowed. It can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from openxlstm.checkpoint import store
 from openxlstm.checkpoint.store import load, save
-from openxlstm.models.xlstm import xLSTM, xLSTMStack, xLSTMStackConfig
+from openxlstm.models.xlstm import xLSTM, xLSTMConfig, xLSTMStack, xLSTMStackConfig
 
 
 def refusal(call, *arguments):
@@ -251,3 +251,11 @@ def test_what_cannot_be_saved(tmp_path):
     )
     assert "save() takes an xLSTM or an xLSTMLarge; got xLSTMStack" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loaded_model_is_ready_for_use_and_its_files_are_readable(tmp_path: Path) -> None:
+    model = xLSTM(xLSTMConfig(vocab_size=11, width=16, heads=2, pattern="ms", dropout=0.5))
+    store.save(model, tmp_path)
+    assert not store.load(tmp_path).training
+    expected = 0o666 & ~store._umask()
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {expected}
