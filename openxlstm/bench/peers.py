@@ -16,8 +16,8 @@ CHUNKS = (64, 128)  # the lengths at which the peer's native kernels were fastes
 def native_mlstm_kernels() -> dict[str, Callable[..., Tensor]]:
     """Every chunkwise kernel of `mlstm_kernels` that runs on a CPU: name -> function of q, k, v, i, f as [B,H,T,*].
 
-    Empty if the package is not installed. Its parallel kernels hold T x T matrices and are left out: at T = 512 they
-    take four times as long as its chunkwise ones.
+    Names are the package's, less `chunkwise--native_`. Empty if the package is not installed. Its parallel kernels
+    hold T x T matrices and are left out: at T = 512 they take four times as long as its chunkwise ones.
     """
     if importlib.util.find_spec("mlstm_kernels") is None or importlib.util.find_spec("einops") is None:
         return {}
@@ -26,7 +26,9 @@ def native_mlstm_kernels() -> dict[str, Callable[..., Tensor]]:
     for name in registry.get_available_mlstm_kernels():
         if name.startswith("chunkwise--native"):
             for chunk in CHUNKS:
-                found[f"{name} L={chunk}"] = _call(registry.get_mlstm_kernel(name), chunk)
+                found[f"{name.removeprefix('chunkwise--native_')} L={chunk}"] = _call(
+                    registry.get_mlstm_kernel(name), chunk
+                )
     return found
 
 

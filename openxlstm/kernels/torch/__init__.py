@@ -9,7 +9,7 @@ from openxlstm.cells import mlstm as mlstm_cell
 from openxlstm.cells import mLSTMState, sLSTMState
 from openxlstm.cells import slstm as slstm_cell
 from openxlstm.kernels.torch import ops as ops
-from openxlstm.kernels.torch.mlstm import CHUNK
+from openxlstm.kernels.torch.mlstm import best_chunk
 
 
 def mlstm(
@@ -30,8 +30,9 @@ def mlstm(
     """See `openxlstm.kernels.mlstm`; here T >= 1 and the arguments are checked."""
     inputs = (q, k, v, i, f, state.C, state.n)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    length = best_chunk(q.shape[-1], v.shape[-1]) if chunk is None else chunk
     h, C, n, m, _a, _states = torch.ops.openxlstm.mlstm(
-        *inputs, state.m.detach(), reset, mask, input_gate, forget_gate, eps, chunk or CHUNK, save
+        *inputs, state.m.detach(), reset, mask, input_gate, forget_gate, eps, length, save
     )
     return h, mLSTMState(C, n, m.detach())
 

@@ -35,7 +35,6 @@ from torch import Tensor
 from openxlstm.cells.mlstm import denominator
 from openxlstm.kernels.torch.gates import GatePass, from_chunks, gate_pass
 
-CHUNK = 64  # best of 32, 64, 128 for K, V = 64, 128 and 256, 512 on a CPU (docs/log.md)
 BLOCK = 512  # steps between two saved states
 CACHE = 8 << 20  # bytes that one block's working set should not exceed
 
@@ -65,6 +64,11 @@ def blocks(T: int, chunk: int) -> Iterator[Block]:
 def saved_states(T: int, chunk: int) -> int:
     """How many states the forward pass keeps: an upper bound on the number of blocks that needs no branch on T."""
     return T // (chunk * max(1, BLOCK // chunk)) + 2
+
+
+def best_chunk(K: int, V: int) -> int:
+    """The chunk length that was fastest on a CPU (docs/log.md): scores cost L (K + V) per step, states K V / L."""
+    return 32 if K * V <= 32 * 32 else 64 if K * V <= 128 * 256 else 128
 
 
 def width(V: int, input_gate: str) -> int:
