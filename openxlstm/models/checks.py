@@ -79,8 +79,10 @@ def check_gates(where: str, input_gate: str, forget_gate: str, eps: float) -> No
     """The gate activations exist, and eps suits them."""
     check_choice(where, "input_gate", input_gate, ("exp", "sigmoid", "sigmoid_normalized"))
     check_choice(where, "forget_gate", forget_gate, ("sigmoid", "exp"))
-    if eps < 0:
-        raise ValueError(f"{where}: eps={eps} must not be negative; published checkpoints use 1e-6, the paper 0")
+    if not 0 <= eps < math.inf:
+        raise ValueError(
+            f"{where}: eps={eps} must be at least 0 and finite; published checkpoints use 1e-6, the paper 0"
+        )
     if forget_gate == "exp" and eps:
         raise ValueError(
             f"{where}: forget_gate='exp' needs eps=0, because eps is measured against an exponent that then grows "
@@ -167,5 +169,5 @@ def _fits(value: object, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63  # as JSON and TOML have it
     return isinstance(value, kind)

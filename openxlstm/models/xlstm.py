@@ -68,8 +68,10 @@ class xLSTMStackConfig:
             raise ValueError(f"{where}: conv={self.conv} must be a number of taps; 0 means no convolution")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"{where}: dropout={self.dropout} must be at least 0 and below 1")
-        if self.norm_eps <= 0:
-            raise ValueError(f"{where}: norm_eps={self.norm_eps} must be positive; published models use 1e-5")
+        if not 0 < self.norm_eps < math.inf:
+            raise ValueError(
+                f"{where}: norm_eps={self.norm_eps} must be positive and finite; published models use 1e-5"
+            )
         checks.check_choice(where, "recurrent_init", self.recurrent_init, ("zeros", "uniform"))
         checks.check_gates(where, self.input_gate, self.forget_gate, self.eps)
         if "m" in self.pattern:

@@ -13,6 +13,7 @@ an RMSNorm.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,8 +61,8 @@ class xLSTMLargeConfig:
         checks.check_head_width(where, "v_width", self.HV, self.heads)
         checks.check_gates(where, self.input_gate, self.forget_gate, self.eps)
         for name in ("gate_soft_cap", "logit_soft_cap", "norm_eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{where}: {name}={getattr(self, name)} must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{where}: {name}={getattr(self, name)} must be positive and finite")
 
     @property
     def QK(self) -> int:

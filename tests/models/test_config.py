@@ -146,7 +146,7 @@ LARGE = SIZES | {"blocks": 2, "heads": 3}
         ),
         (xLSTMConfig, {"pattern": "m", "input_gate": "sigmod"}, "did you mean 'sigmoid'?"),
         (xLSTMConfig, {"pattern": "m", "forget_gate": "exp"}, "forget_gate='exp' needs eps=0"),
-        (xLSTMConfig, {"pattern": "m", "eps": -1.0}, "eps=-1.0 must not be negative"),
+        (xLSTMConfig, {"pattern": "m", "eps": -1.0}, "eps=-1.0 must be at least 0 and finite"),
         (xLSTMConfig, {"pattern": "m", "norm_eps": 0.0}, "norm_eps=0.0 must be positive"),
         (xLSTMConfig, {"pattern": "m", "vocab_size": 0}, "vocab_size=0 must be at least 1"),
         (
