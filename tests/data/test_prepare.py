@@ -86,6 +86,17 @@ def test_a_damaged_result_is_named_and_not_repaired_in_silence(tmp_path, texts, 
         prepare_corpus(texts, tmp_path / "cache", byte)
 
 
+def test_one_changed_token_is_noticed(tmp_path, texts, byte):
+    """It would be no error anywhere else: it would be learned."""
+    made = prepare_corpus(texts, tmp_path / "cache", byte)
+    file = made / "train" / "000_train.ds"
+    raw = bytearray(file.read_bytes())
+    raw[100] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"000_train.ds is damaged: its sha256.*delete .* to prepare it again"):
+        prepare_corpus(texts, tmp_path / "cache", byte)
+
+
 def test_what_cannot_be_prepared_is_refused_before_anything_is_written(tmp_path, texts, byte):
     made = prepare_corpus(texts, tmp_path / "cache", byte)
     for tokens_already in (made, made / "train"):
