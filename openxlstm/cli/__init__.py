@@ -61,9 +61,22 @@ class Verbs(click.Group):
             if ctx.params["traceback"]:
                 traceback.print_exc()
             raise _Refused(str(error)) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if ctx.params["traceback"]:
+                traceback.print_exc()
+            said = str(error).strip().splitlines()[0] if str(error).strip() else "MemoryError"
+            raise _Refused(f"not enough memory ({said}); a smaller micro_batch, context or model needs less") from None
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
             raise click.exceptions.Exit(130) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, numpy or PyTorch could not get memory; PyTorch's CPU allocator has no class of its own for it."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
 
 
 class _Refused(click.ClickException):

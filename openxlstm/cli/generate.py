@@ -62,7 +62,7 @@ def generate(
     folder = model_folder(path)
     tokenizer = Tokenizer.from_file(folder)
     model = load(folder).eval()
-    prompt = sys.stdin.read() if prompt == "-" else prompt
+    prompt = _read_standard_input() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
 
     began = time.perf_counter()
@@ -85,6 +85,13 @@ def generate(
         click.echo()
         if sys.stderr.isatty():
             click.secho(f"{count} tokens in {seconds:.1f} s, finished by {finished}, seed {seed}", dim=True, err=True)
+
+
+def _read_standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt on standard input is not UTF-8 text: {error}") from None
 
 
 def _write(text: str, bold: bool = False) -> None:

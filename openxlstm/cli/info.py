@@ -50,20 +50,21 @@ def find_config(what: str) -> tuple[Config, str]:
 
     path = Path(what)
     if path.is_dir():
-        from openxlstm.checkpoint.store import load
+        from openxlstm.checkpoint.store import load_config
 
         folder = model_folder(path)
-        return load(folder).config, f"model in {folder}"  # weights are mapped, not read: 7B answers as fast as 7M
+        return load_config(folder), f"model in {folder}"
     if what in PRESETS and not path.exists():
         return PRESETS[what].config, f"preset, {PRESETS[what].source}"
     try:
         file = recipes.find(what)
     except ValueError:
-        raise ValueError(f"there is no folder, recipe or preset {what!r}{nearest(path, PRESETS)}") from None
+        known = [*PRESETS, *recipes.shipped()]
+        raise ValueError(f"there is no folder, recipe or preset {what!r}{nearest(path, known)}") from None
     recipe, table = recipes.load(file)
     tokenizer = recipe.data.tokenizer
-    known = Tokenizer.bytes() if tokenizer == "bytes" else Tokenizer.from_file(tokenizer)
-    return recipes.resolve(recipe, table, known.vocab_size).model_config(), f"recipe {file}"
+    words = Tokenizer.bytes() if tokenizer == "bytes" else Tokenizer.from_file(tokenizer)
+    return recipes.resolve(recipe, table, words.vocab_size).model_config(), f"recipe {file}"
 
 
 def anatomy(config: Config) -> dict[str, Any]:
