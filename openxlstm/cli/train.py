@@ -30,6 +30,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, show: bool,
       xlstm train stdlib-demo optim.lr=1e-3 train.steps=500 --out runs/slower
       xlstm train my.toml data.corpus=~/texts --print
     """
+    from openxlstm.data.corpus import STDLIB
+    from openxlstm.infer.generate import generate as continued
     from openxlstm.train import strict
     from openxlstm.train.config import find
     from openxlstm.train.log import Silent, display
@@ -44,9 +46,15 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, show: bool,
             click.echo(strict.write_toml(resolved.to_dict()))
         return
     folder = out or Path("runs") / find(recipe).stem
+    prompt = "def " if resolved.data.corpus == STDLIB else "\n"  # how a text may go on that nothing is known about
+
+    def sample(model: Any, tokenizer: Any) -> str:
+        """The text that stands in the report."""
+        return prompt + continued(model, tokenizer, prompt, max_tokens=500, temperature=0.7, seed=1)
+
     screen = Silent() if as_json else display(console())
     try:
-        ending = run(resolved, tokenizer, folder, default_cache(), screen, _sample)
+        ending = run(resolved, tokenizer, folder, default_cache(), screen, sample)
     except OSError as error:
         raise click.ClickException(
             f"{error}. What was saved before is untouched; the same command goes on from there"
@@ -63,15 +71,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, show: bool,
     if ending == "already finished":
         click.echo(f"{folder} is finished; nothing was trained. The report is written again: {folder / 'report.md'}")
     else:
-        click.echo(f"report: {folder / 'report.md'}\nwrite:  xlstm generate {folder} --prompt 'def '")
-
-
-def _sample(model: Any, tokenizer: Any) -> str:
-    """The text that stands in the report."""
-    from openxlstm.infer.generate import generate
-
-    prompt = "def "
-    return prompt + generate(model, tokenizer, prompt, max_tokens=500, temperature=0.7, seed=1)
+        begin = "def " if resolved.data.corpus == STDLIB else "The "
+        click.echo(f"report: {folder / 'report.md'}")
+        click.echo(f"write:  xlstm generate {shlex.quote(str(folder))} --prompt {begin!r}")
 
 
 def _command() -> str:

@@ -42,11 +42,18 @@ def write_plan(folder: Path, shorter: Schedule, steps: int, minutes: float) -> N
 
 
 def read_plan(folder: Path, schedule: Schedule, steps: int, minutes: float | None) -> Schedule:
-    """The course as settled earlier in this run, or `schedule` if nothing was, or for another limit."""
+    """The course as settled earlier in this run, or `schedule` if nothing was, or for another limit.
+
+    Raises:
+        ValueError: the plan is damaged.
+    """
     file = folder / FILE
     if minutes is None or not file.exists():
         return schedule
-    plan = read_json(file)
+    plan = read_json(file, "steps", "max_minutes", "cool_down_from")
     if (plan["steps"], plan["max_minutes"]) != (steps, minutes):
         return schedule
-    return schedule.cool_down_from(plan["cool_down_from"])
+    begin = plan["cool_down_from"]
+    if not isinstance(begin, int) or not 0 < begin <= steps:
+        raise ValueError(f"{file}: cool_down_from = {begin!r} must be a step in 1..{steps}; restore it")
+    return schedule.cool_down_from(begin)

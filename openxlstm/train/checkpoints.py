@@ -88,7 +88,7 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -
     state: dict[str, Any] = {"model": weights, "optimiser": moments}
     try:
         _alone(dcp.load, state, path)
-    except (CheckpointException, RuntimeError, OSError, ValueError) as error:
+    except (CheckpointException, Exception) as error:  # the first is no Exception; damaged pickles raise nearly any
         raise ValueError(
             f"{path}: cannot be read: {_reason(error)}; move it away to go on from the one before"
         ) from error
@@ -102,13 +102,18 @@ def read_progress(path: Path) -> Progress:
     Raises:
         ValueError: `meta.json` is missing, damaged or of another format.
     """
+    damaged = f"{path}: its meta.json is damaged; move {path.name} away to go on from the one before"
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        if meta["format"] != FORMAT:
-            raise ValueError(f"{path}: its format is {meta['format']!r}; this version reads {FORMAT!r}")
+        given = meta["format"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(damaged) from error
+    if given != FORMAT:
+        raise ValueError(f"{path}: its format is {given!r}; this version reads {FORMAT!r}")
+    try:
         return Progress(**meta["progress"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: its meta.json is damaged; move it away to go on from the one before") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(damaged) from error
 
 
 def tidy(folder: Path, keep_last: int) -> None:
@@ -129,9 +134,14 @@ def sync(path: Path) -> None:
 
 
 def _alone(function: Any, state: dict[str, Any], path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we mean
-        function(state, checkpoint_id=str(path), no_dist=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we mean
+            function(state, checkpoint_id=str(path), no_dist=True)
+    except CheckpointException as error:
+        if any(isinstance(wrapped[0], KeyboardInterrupt) for wrapped in error.failures.values()):
+            raise KeyboardInterrupt from None  # the format wraps even that
+        raise
 
 
 def _write_json(path: Path, value: Any) -> None:

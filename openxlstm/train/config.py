@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from importlib import resources
-from math import ceil
+from math import ceil, inf, isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {  # name: (config, model)
 }
 EXCLUSIVE = (("train.steps", "train.tokens"), ("model.architecture", "model.preset"))
 FILES = {"data.corpus": "stdlib", "data.tokenizer": "bytes"}  # keys that name a file, and the one name that does not
+MOST = 2**31 - 1  # of anything that is counted in rows or tokens of one batch: what index arithmetic is safe for
+_FOLDER = Path(str(resources.files("openxlstm") / "recipes"))
 FROZEN = ("model", "data", "optim", "train.seed", "train.batch")  # what a run may not change half-way
 
 
@@ -43,7 +45,7 @@ class DataRecipe:
     context: int = 256
 
     def __post_init__(self) -> None:
-        _at_least("context", self.context, 1)
+        _within("context", self.context, 1, MOST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +63,17 @@ class TrainRecipe:
     max_minutes: float | None = None  # of training; the run then cools down early (see budget.py)
 
     def __post_init__(self) -> None:
-        _at_least("batch", self.batch, 1)
-        _at_least("checkpoint_every", self.checkpoint_every, 0)
+        _within("batch", self.batch, 1, MOST)
+        _within("checkpoint_every", self.checkpoint_every, 0)
+        _within("seed", self.seed, 0, 2**63 - 1)
         if self.steps is not None:
-            _at_least("steps", self.steps, 1)
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes={self.max_minutes} must be above 0")
+            _within("steps", self.steps, 1)
+        if self.max_minutes is not None and not 0 < self.max_minutes < inf:
+            raise ValueError(f"max_minutes={self.max_minutes} must be above 0 and finite; leave it out for no limit")
         rows = self.batch if self.micro_batch is None else self.micro_batch
         if rows < 1 or self.batch % rows:
-            fitting = [size for size in range(1, self.batch + 1) if self.batch % size == 0]
-            near = min(fitting, key=lambda size: abs(size - rows))
+            small = [size for size in range(1, isqrt(self.batch) + 1) if self.batch % size == 0]
+            near = min([*small, *(self.batch // size for size in small)], key=lambda size: abs(size - rows))
             raise ValueError(f"micro_batch={rows} must divide batch={self.batch}; nearest is {near}")
 
 
@@ -101,13 +104,15 @@ class OptimRecipe:
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
 
     def __post_init__(self) -> None:
-        for name, value in (("lr", self.lr), ("eps", self.eps), ("clip", self.clip)):
-            if not value > 0:
-                raise ValueError(f"{name}={value} must be above 0")
+        for name, value in (("lr", self.lr), ("eps", self.eps)):
+            if not 0 < value < inf:
+                raise ValueError(f"{name}={value} must be above 0 and finite")
+        if not self.clip > 0:
+            raise ValueError(f"clip={self.clip} must be above 0; inf never clips")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)} must be at least 0 and below 1; (0.9, 0.95) is usual")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay={self.weight_decay} must not be negative; 0 turns it off")
+        if not 0 <= self.weight_decay < inf:
+            raise ValueError(f"weight_decay={self.weight_decay} must be at least 0 and finite; 0 turns it off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +125,9 @@ class EvaluateRecipe:
     yardsticks: bool = True  # fit byte n-grams and compressors on the same bytes for the report
 
     def __post_init__(self) -> None:
-        for name in ("every", "windows", "batch"):
-            _at_least(name, getattr(self, name), 1)
+        _within("every", self.every, 1)
+        _within("windows", self.windows, 1)
+        _within("batch", self.batch, 1, MOST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +138,8 @@ class CheckpointRecipe:
     keep_last: int = 2
 
     def __post_init__(self) -> None:
-        _at_least("every", self.every, 1)
-        _at_least("keep_last", self.keep_last, 1)
+        _within("every", self.every, 1)
+        _within("keep_last", self.keep_last, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,10 +182,16 @@ def find(name: str) -> Path:
     """
     if (file := Path(name)).is_file():
         return file
-    if (file := _shipped() / f"{name.removesuffix('.toml')}.toml").is_file():
+    if (file := _FOLDER / f"{name.removesuffix('.toml')}.toml").is_file():
         return file
-    names = ", ".join(sorted(file.stem for file in _shipped().glob("*.toml")))
-    raise ValueError(f"{name}: there is no such recipe file; shipped with openxlstm are {names}")
+    if Path(name).is_dir():
+        raise ValueError(f"{name} is a folder, not a recipe; to go on with a run, give the recipe it began with")
+    raise ValueError(f"{name}: there is no such recipe file; shipped with openxlstm are {', '.join(shipped())}")
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(file.stem for file in _FOLDER.glob("*.toml"))
 
 
 def load(file: Path, overrides: Iterable[str] = ()) -> tuple[Recipe, strict.Table]:
@@ -249,10 +261,6 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, li
     return {
         key: [old.get(key), new.get(key)] for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
     }
-
-
-def _shipped() -> Path:
-    return Path(str(resources.files("openxlstm") / "recipes"))
 
 
 def _parents(file: Path) -> list[Path]:
@@ -327,9 +335,11 @@ def _share(said: int | str, steps: int, path: str, table: strict.Table) -> int:
     return ceil(Fraction(percent[1]) * steps / 100)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def _within(name: str, value: int, least: int, most: int | None = None) -> None:
     if value < least:
         raise ValueError(f"{name}={value} must be at least {least}")
+    if most is not None and value > most:
+        raise ValueError(f"{name}={value} must be at most {most}")
 
 
 def _plain(value: Any) -> Any:

@@ -53,7 +53,7 @@ def yardsticks(prepared: Path) -> dict[str, float]:
     train, test = TokenFolder.open(prepared / "train"), TokenFolder.open(prepared / "test")
     owner = f"{train.fingerprint} {test.fingerprint}"
     file = prepared / "yardsticks.json"
-    if file.exists() and (kept := read_json(file))["fingerprints"] == owner:
+    if file.exists() and (kept := read_json(file, "fingerprints", "bits_per_byte"))["fingerprints"] == owner:
         return kept["bits_per_byte"]
     if train.total_bytes > YARDSTICK_BYTES:
         return {}

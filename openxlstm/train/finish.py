@@ -9,7 +9,7 @@ from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.data.tokens import write_atomically
 from openxlstm.models.accounting import flops_per_token, state_bytes
 from openxlstm.train.evaluate import evaluate, yardsticks
-from openxlstm.train.log import Display, read_json
+from openxlstm.train.log import Display, read_journal, read_json
 from openxlstm.train.report import SUMMARY, write_report
 from openxlstm.train.run import Run
 
@@ -26,7 +26,7 @@ def finish(run: Run, ending: Ending, display: Display, sample: Sample) -> None:
     run.tokenizer.save(run.folder / "model" / "tokenizer.json")
     if ending == "interrupted":
         return
-    display.note(f"reads the test split for the first time: {run.test.folder.total_bytes:,} bytes")
+    display.note(f"reads the test split: {run.test.folder.total_bytes:,} bytes that training never sees")
     score = evaluate(run.model, run.test, run.bytes_of, batch=run.recipe.evaluate.batch, autocast=run.autocast)
     beside: dict[str, float] = {}
     if run.recipe.evaluate.yardsticks:
@@ -36,7 +36,7 @@ def finish(run: Run, ending: Ending, display: Display, sample: Sample) -> None:
         "title": run.recipe.title,
         "ending": ending,
         "step": run.progress.step,
-        "tokens": run.progress.consumed * run.recipe.data.context,
+        "tokens": sum(line.get("tokens", 0) for line in read_journal(run.folder / "train.jsonl")),
         "seconds": round(run.progress.elapsed, 1),
         "model": run.facts["model"]
         | {"state_bytes": state_bytes(run.model.config), "flops_per_token": flops_per_token(run.model.config)},
@@ -66,7 +66,7 @@ def finish(run: Run, ending: Ending, display: Display, sample: Sample) -> None:
 def is_finished(run: Run) -> bool:
     """The summary is that of the step where the run stands, and the recipe asks for no more."""
     file = run.folder / SUMMARY
-    if not file.exists() or read_json(file)["step"] != run.progress.step:
+    if not file.exists() or read_json(file, "step")["step"] != run.progress.step:
         return False
     minutes = run.recipe.train.max_minutes
     return run.progress.step >= run.schedule.end or (minutes is not None and run.progress.elapsed >= 60 * minutes)

@@ -17,6 +17,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists():
+            _mend(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # by line: a killed run loses no finished line
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -33,16 +35,20 @@ class Journal:
         self._file.close()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """One of the run folder's JSON files.
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """One of the run folder's JSON files: an object that has the fields `needed`.
 
     Raises:
-        ValueError: it is not JSON. They are written atomically, so somebody else wrote it.
+        ValueError: it is not. They are written atomically, so somebody else wrote it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{path}: not JSON: {error}; restore it, or move it away") from None
+    for name in needed:
+        if not isinstance(value, dict) or name not in value:
+            raise ValueError(f"{path}: it has no field {name!r}; restore it, or move it away")
+    return value
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -57,11 +63,14 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
+            entry = json.loads(line)
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
             raise ValueError(f"{path}, line {number}: not JSON: {error}; move the run folder away") from None
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            raise ValueError(f"{path}, line {number}: {line.strip()!r} is no line of a run; move the run folder away")
+        found.append(entry)
     return found
 
 
@@ -69,8 +78,19 @@ def cut_journal(path: Path, step: int) -> None:
     """Keep the lines up to `step`: what came after the checkpoint will happen again."""
     kept = [line for line in read_journal(path) if line["step"] <= step]
     scratch = path.with_name(f"{path.name}.tmp")
-    scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())  # a rename must not outlive what it names
     os.replace(scratch, path)
+
+
+def _mend(path: Path) -> None:
+    """Take away a last line that a kill tore, which the next line would otherwise be glued to."""
+    with path.open("rb+") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 @runtime_checkable
@@ -174,6 +194,11 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 thread, 2 threads."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _numbers(line: Mapping[str, Any]) -> str:

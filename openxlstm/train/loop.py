@@ -22,9 +22,9 @@ from openxlstm.train import budget, optim
 from openxlstm.train.config import Recipe
 from openxlstm.train.evaluate import evaluate
 from openxlstm.train.finish import Ending, Sample, finish, is_finished
-from openxlstm.train.log import Display, Journal, clock, cut_journal
+from openxlstm.train.log import Display, Journal, clock, counted, cut_journal
 from openxlstm.train.loss import Score, backward, derived
-from openxlstm.train.report import write_report
+from openxlstm.train.report import SUMMARY, write_report
 from openxlstm.train.run import Run, only_one, open_run
 from openxlstm.train.schedules import Schedule
 
@@ -112,7 +112,7 @@ def _ending(run: Run, watch: Clock, stop: Stop) -> Ending | None:
     """Why the run should end here, or None."""
     if run.progress.step >= run.schedule.end:
         return "done"
-    if watch.elapsed() >= _limit(run):
+    if watch.elapsed() >= _limit(run) and run.progress.step:  # a run of no step at all has nothing to report
         return "out of time"
     return "interrupted" if stop.asked else None
 
@@ -220,7 +220,7 @@ def _introduce(run: Run, display: Display, events: Journal) -> None:
         f"{facts['model']['label']}  {facts['model']['parameters']:,} parameters  "
         f"{run.rows.folder.total_tokens:,} training tokens  {recipe.train.steps:,} steps of "
         f"{recipe.train.batch} x {recipe.data.context}{_at_most(recipe)}  "
-        f"{run.precision}, {facts['machine']['threads']} threads"
+        f"{run.precision}, {counted(facts['machine']['threads'], 'thread')}"
     )
     for key, (old, new) in run.changes.items():
         display.note(f"changed since the last sitting: {key} was {old!r}, is {new!r}")
@@ -241,7 +241,7 @@ def _event(events: Journal, run: Run, name: str, **facts: Any) -> None:
 def _journals(run: Run) -> Iterator[tuple[Journal, Journal]]:
     """The open journals of the run, the steps cut back to where it stands."""
     run.write_facts()
-    (run.folder / "summary.json").unlink(missing_ok=True)  # of a shorter run, which this one now exceeds
+    (run.folder / SUMMARY).unlink(missing_ok=True)  # of a shorter run, which this one now exceeds
     cut_journal(run.folder / "train.jsonl", run.progress.step)
     journal, events = Journal(run.folder / "train.jsonl"), Journal(run.folder / "events.jsonl")
     try:

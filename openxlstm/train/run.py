@@ -31,6 +31,7 @@ from openxlstm.train.checkpoints import Progress
 from openxlstm.train.config import Recipe
 from openxlstm.train.log import read_json
 from openxlstm.train.loss import Rows, derived
+from openxlstm.train.report import SUMMARY
 from openxlstm.train.schedules import Schedule
 
 try:
@@ -96,6 +97,9 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> tuple[Recipe, Token
         tokenizer = Tokenizer.bytes() if said == config.FILES["data.tokenizer"] else Tokenizer.from_file(said)
     except (ValueError, OSError) as error:
         raise ValueError(f"{table.where('data.tokenizer')}: data.tokenizer: {error}") from None
+    if not tokenizer.byte_level or tokenizer.end_id is None:
+        lacks = "does not spell bytes (ByteLevel)" if not tokenizer.byte_level else "has no token that ends a document"
+        raise ValueError(f'{table.where("data.tokenizer")}: data.tokenizer = {said!r} {lacks}; "bytes" always works')
     if recipe.data.corpus != config.FILES["data.corpus"] and not Path(recipe.data.corpus).is_dir():
         where = table.where("data.corpus")
         raise ValueError(f'{where}: data.corpus = "{recipe.data.corpus}" is no folder; name one, or "stdlib"')
@@ -115,9 +119,16 @@ def open_run(
 
     Raises:
         ValueError: the folder belongs to something else; a frozen key has changed; the data is too small; a
-            checkpoint is damaged. Nothing in `folder` is touched here.
+            checkpoint is damaged, or gone. Nothing in `folder` is touched here.
     """
-    before = _belongs(folder, recipe)
+    stands = checkpoints.latest(folder / "checkpoints")
+    before = _belongs(folder, recipe, begun=stands is not None)
+    if stands is None and (folder / SUMMARY).exists():
+        raise ValueError(
+            f"{folder}: this run is over and its checkpoints are gone, so it can neither go on nor be trained again"
+            " without losing what it says; choose another --out"
+        )
+    _refuse_run_in_corpus(folder, recipe)
     device = machine.device()
     precision = machine.precision(recipe.train.precision, device)
 
@@ -129,6 +140,11 @@ def open_run(
     splits = {
         name: Stream(TokenFolder.open(prepared / name), recipe.data.context) for name in ("train", "valid", "test")
     }
+    if not all(part.folder.byte_level for part in splits.values()):
+        raise ValueError(
+            f"data.tokenizer = {recipe.data.tokenizer!r}: its tokens do not spell the texts of {recipe.data.corpus}"
+            " byte for byte (a normalizer, or an added space), so bits per byte would be wrong; take that out of it"
+        )
 
     torch.manual_seed(derived(recipe.train.seed))
     _, build = config.ARCHITECTURES[recipe.model["architecture"]]
@@ -136,7 +152,6 @@ def open_run(
     model.checkpoint_every = recipe.train.checkpoint_every
     optimiser = optim.build(model, recipe.optim)
 
-    stands = checkpoints.latest(folder / "checkpoints")
     progress = Progress() if stands is None else checkpoints.load(stands, model, optimiser)
     steps, minutes = recipe.train.steps, recipe.train.max_minutes
     assert steps is not None, "open_run takes a resolved recipe"
@@ -150,7 +165,7 @@ def open_run(
         "model": {"label": model.config.label, "parameters": sum(weight.numel() for weight in model.parameters())},
         "data": {name: part.folder.fingerprint for name, part in splits.items()},
     }
-    if before is not None and before["data"] != facts["data"]:
+    if before is not None and stands is not None and before["data"] != facts["data"]:
         raise ValueError(
             f"{folder}: the corpus is not the one this run began with (fingerprint {before['data']['train'][:12]}, now"
             f" {facts['data']['train'][:12]}); start a new run with another --out"
@@ -194,20 +209,27 @@ def only_one(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(f"{folder} is a file; choose a folder with --out") from None
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{folder} is, or lies below, a file; choose a folder with --out") from None
+    except PermissionError:
+        raise ValueError(f"{folder} may not be made here: permission denied; choose a folder with --out") from None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, folder)
         yield
-    except BlockingIOError:
-        raise ValueError(f"{folder}: another command is training this run; wait for it, or use another --out") from None
     finally:
         os.close(descriptor)
         for path in made:
             with suppress(OSError):  # not empty, then: there is a run in it
                 path.rmdir()
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another command is training this run; wait for it, or use another --out") from None
 
 
 def default_cache() -> Path:
@@ -217,11 +239,16 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openxlstm"
 
 
-def _belongs(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """What the run in `folder` was resolved to, None for a new folder; refuse any other folder."""
+def _belongs(folder: Path, recipe: Recipe, begun: bool) -> dict[str, Any] | None:
+    """What the run in `folder` was resolved to, None for a new folder; refuse any other folder.
+
+    A run that has `begun` has a checkpoint to go on from. Before that everything may be corrected still.
+    """
     if (folder / RESOLVED).is_file():
-        before = read_json(folder / RESOLVED)
-        if differing := config.changed_frozen(before["recipe"], recipe.to_dict()):
+        before = read_json(folder / RESOLVED, "recipe", "machine", "data")
+        if not all(isinstance(before[name], dict) for name in ("recipe", "machine", "data")):
+            raise ValueError(f"{folder / RESOLVED}: recipe, machine and data must be objects; restore it")
+        if begun and (differing := config.changed_frozen(before["recipe"], recipe.to_dict())):
             raise ValueError(
                 f"{folder} holds another run: {'; '.join(differing)}. Model, data and optimiser stay as they are for"
                 " the whole run; restore the value, or start a new run with another --out"
@@ -230,3 +257,12 @@ def _belongs(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is no run folder; choose a new one with --out")
     return None
+
+
+def _refuse_run_in_corpus(folder: Path, recipe: Recipe) -> None:
+    corpus = recipe.data.corpus
+    if corpus != config.FILES["data.corpus"] and folder.resolve().is_relative_to(Path(corpus).resolve()):
+        raise ValueError(
+            f"the run folder {folder} lies inside the corpus {corpus}, and what the run writes would become part of"
+            " it; choose another --out"
+        )

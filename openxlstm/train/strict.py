@@ -6,6 +6,7 @@ through the same reader.
 """
 
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -169,6 +170,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, list | tuple) and len(value) == len(arguments) and all(map(_fits, arguments, value))
     if hint in (int, float) and isinstance(value, bool):  # for Python a bool is an int; for a recipe it is not
         return False
+    if hint is int:
+        return isinstance(value, int) and abs(value) < 2**63  # what TOML promises, though Python reads more
     if hint is float:
         return isinstance(value, int | float)
     return not is_dataclass(hint) and isinstance(value, origin or hint)
@@ -223,7 +226,10 @@ def _remove(values: dict[str, Any], path: str) -> None:
 
 def _override_value(word: str, text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {word}")["value"]
+        read = tomllib.loads(f"value = {word}")
+        if len(read) == 1:  # not when a line break in the word begins another key
+            return read["value"]
+        raise ValueError(f"{COMMAND_LINE}: {text!r}: write one key and one value")
     except tomllib.TOMLDecodeError:
         if word and word[0] not in "[{\"'":
             return word
@@ -234,8 +240,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's, but DEL
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml_value, value))}]"
     assert isinstance(value, int | float), f"a recipe holds no {type(value).__name__}"

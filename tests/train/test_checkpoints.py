@@ -93,6 +93,18 @@ def test_damage_is_named(tmp_path: Path) -> None:
         checkpoints.load(path, *pair())
 
 
+def test_ctrl_c_during_a_save_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distributed format wraps whatever is raised inside it."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(tmp_path, *pair(), Progress(step=1), {})
+    assert checkpoints.latest(tmp_path) is None
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     path = checkpoints.save(tmp_path, *pair(), Progress(step=1), {})
     other = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2), nn.Linear(2, 2))

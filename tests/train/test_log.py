@@ -27,6 +27,17 @@ def test_a_torn_last_line_is_left_out_and_cut_away(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_nothing_is_glued_to_a_torn_line(tmp_path: Path) -> None:
+    """events.jsonl is never cut back, so the journal itself takes away what a kill tore."""
+    for torn, kept in (('{"step": 1}\n{"st', [1, 2]), ('{"st', [2]), ("", [2]), ('{"step": 1}\n', [1, 2])):
+        file = tmp_path / "events.jsonl"
+        file.write_text(torn)
+        journal = log.Journal(file)
+        journal.write({"step": 2})
+        journal.close()
+        assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == kept
+
+
 def test_a_torn_line_in_the_middle_is_damage(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')

@@ -59,7 +59,8 @@ def test_a_run_folder_has_all_its_parts(whole: Path) -> None:
     assert rates[-1] < 2e-3
     assert all(0 < line["utilisation"] <= 1 for line in lines if "loss" in line)
     summary = json.loads((whole / "summary.json").read_text())
-    assert (summary["ending"], summary["step"], summary["tokens"]) == ("done", 12, 12 * 6 * 24)
+    assert (summary["ending"], summary["step"]) == ("done", 12)
+    assert summary["tokens"] == sum(line["tokens"] for line in lines if "loss" in line)
     events = [json.loads(line)["event"] for line in (whole / "events.jsonl").read_text().splitlines()]
     assert events == ["start", "done"]
     resolved = json.loads((whole / "resolved.json").read_text())
@@ -115,6 +116,61 @@ def test_micro_batches_change_the_curve_by_rounding_only(tmp_path: Path, whole: 
         train_small(tmp_path / f"cut{rows}", "model.dropout=0.0", f"train.micro_batch={rows}", "train.steps=6")
     for one, other in zip(curve(tmp_path / "cut6"), curve(tmp_path / "cut2"), strict=True):
         assert one == pytest.approx(other, rel=2e-5)
+
+
+def test_no_time_at_all_is_one_step(tmp_path: Path, train_small: Train) -> None:
+    assert train_small(tmp_path / "run", "train.max_minutes=1e-9") == "out of time"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 1
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(whole: Path, train_small: Train) -> None:
+    """Somebody needed the room; the model, the curve and the report must survive the same command."""
+    shutil.rmtree(whole / "checkpoints")
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"its checkpoints are gone.*another --out"):
+        train_small(whole)
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("resolved.json", b"\xff\xfe"),
+        ("resolved.json", b"[1]"),
+        ("resolved.json", b"{}"),
+        ("resolved.json", b'{"recipe": 3, "machine": {}, "data": {}}'),
+        ("summary.json", b'{"st'),
+        ("summary.json", b"3"),
+        ("summary.json", b'{"step": 12}'),
+        ("train.jsonl", b'3\n{"step": 1}\n'),
+        ("train.jsonl", b'{"loss": 1}\n'),
+        ("checkpoints/step-00000012/meta.json", b"\xff"),
+        ("checkpoints/step-00000012/meta.json", b"[]"),
+        ("checkpoints/step-00000012/.metadata", b""),
+        ("checkpoints/step-00000012/.metadata", b"garbage"),
+        ("checkpoints/step-00000012/__0_0.distcp", b""),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_lost(
+    whole: Path, train_small: Train, name: str, content: bytes
+) -> None:
+    (whole / name).write_bytes(content)
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=f"{name.split('/')[-1]}|{Path(name).parent.name}"):
+        train_small(whole)
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_plan_that_is_none_is_named(whole: Path, train_small: Train) -> None:
+    (whole / "plan.json").write_text('{"steps": 12, "max_minutes": 5.0, "cool_down_from": "x"}')
+    with pytest.raises(ValueError, match=r"plan.json: cool_down_from = 'x' must be a step in 1\.\.12"):
+        train_small(whole, "train.max_minutes=5")
+
+
+def test_without_its_curve_a_finished_run_still_reports(whole: Path, train_small: Train) -> None:
+    (whole / "train.jsonl").unlink()
+    assert train_small(whole) == "already finished"
+    assert "*No pictures: `train.jsonl` holds no step.*" in (whole / "report.md").read_text()
 
 
 def test_a_longer_run_continues_a_finished_one(whole: Path, train_small: Train) -> None:
@@ -222,7 +278,10 @@ def test_a_limit_in_minutes_cuts_a_course_without_cool_down(tmp_path: Path, trai
     assert train_small(folder, "train.steps=100_000", "train.max_minutes=0.01") == "out of time"
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 < summary["step"] < 100_000
-    assert "The run ended early: it was out of time." in (folder / "report.md").read_text()
+    assert (
+        f"The run ended early: it was out of time, at step {summary['step']:,} of 100,000."
+        in (folder / "report.md").read_text()
+    )
     assert train_small(folder, "train.steps=100_000", "train.max_minutes=0.01") == "already finished"
     minutes = summary["seconds"] / 60 + 0.01
     assert train_small(folder, "train.steps=100_000", f"train.max_minutes={minutes}") == "out of time"
@@ -242,6 +301,10 @@ def test_a_limit_in_minutes_brings_the_cool_down_forward(tmp_path: Path, train_s
     assert rates[cut["step"] + 2] < 1e-2
     assert rates[max(rates)] < 5e-3, f"{ending} at step {max(rates)} of {cut['end']}"
     assert json.loads((folder / "plan.json").read_text())["cool_down_from"] == cut["step"]
+    assert (
+        ending == "out of time"
+        or "To end within 0.03 min, it cooled down early and took" in (folder / "report.md").read_text()
+    )
 
     # Killed in its cool-down, the run keeps to what was settled, however fast the clock runs now.
     stands = [path for path in checkpoints.complete(folder / "checkpoints") if int(path.name[5:]) <= cut["step"] + 5][

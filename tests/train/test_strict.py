@@ -121,6 +121,7 @@ def test_overrides_are_toml_or_words() -> None:
         (["optim.lr"], "command line: 'optim.lr' is no override; write table.key=value, as in optim.lr=3e-4"),
         (["optim..lr=1"], "command line: 'optim..lr=1' is no override; write table.key=value, as in optim.lr=3e-4"),
         (["a=1", "a=2"], "command line: a is given twice; keep one of them"),
+        (["a=1\nb=2"], "command line: 'a=1\\nb=2': write one key and one value"),
         (["a=[1"], "command line: 'a=[1': the value is not TOML"),
         (["a=1", "a.b=2"], "command line: a is a value, so there is no a.b"),
     ],
@@ -133,7 +134,7 @@ def test_overrides_that_are_none(texts: list[str], sentence: str) -> None:
 
 def test_what_is_written_reads_back() -> None:
     values = {
-        "title": 'a "b"\\',
+        "title": 'a "b"\\ \n\r\t\x00\x1b\x7f é 😀',
         "n": 1,
         "x": 1e-5,
         "big": 1e22,
