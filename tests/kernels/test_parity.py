@@ -6,6 +6,8 @@ lower bound of the denominator then hardly ever acts, the query's product with n
 ill-conditioned even in fp32. It never loosens the other rows.
 """
 
+import importlib
+
 import pytest
 import torch
 from support import (
@@ -14,6 +16,7 @@ from support import (
     H,
     assert_equal,
     error,
+    gradients,
     mlstm_inputs,
     mlstm_results,
     mlstm_state,
@@ -70,6 +73,37 @@ def test_mlstm_in_float64(backend: str, T: int, input_gate: str, forget_gate: st
         for chunk in (None, 1, 5, 16, 64):
             got = mlstm_results(kernels.mlstm, x, state, **options, **flags, chunk=chunk, backend=backend)
             assert_equal(got, want, limits(torch.float64), f"{backend}, T={T}, chunk={chunk}, {list(flags)}")
+
+
+@pytest.mark.parametrize("chunk", [7, 32, 128])
+def test_mlstm_in_many_blocks_and_one_row_at_a_time(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What long sequences and large batches do: several saved states, several chunks to each, rows in turn."""
+    backend = importlib.import_module("openxlstm.kernels.torch.mlstm")
+    monkeypatch.setattr(backend, "BLOCK", 64)
+    monkeypatch.setattr(backend, "CACHE", 1)
+    x, state = mlstm_inputs(300), mlstm_state()
+    for flags in ({}, random_flags(300)):
+        want = mlstm_results(mlstm.chunkwise, x, state, **flags, chunk=100)
+        got = mlstm_results(kernels.mlstm, x, state, **flags, chunk=chunk, backend="torch")
+        assert_equal(got, want, limits(torch.float64), f"chunk={chunk}, {list(flags)}")
+
+
+def test_one_state_is_saved_for_every_block() -> None:
+    backend = importlib.import_module("openxlstm.kernels.torch.mlstm")
+    for chunk in (1, 7, 64, 100, 512, 600):
+        for T in (*range(1, 200), *range(500, 530), 1024, 1100, 1200):
+            assert backend.saved_states(T, chunk) == len(list(backend.blocks(T, chunk))), (T, chunk)
+
+
+@pytest.mark.parametrize(("B", "H", "K", "V"), [(1, 1, 1, 1), (1, 2, 1, 3), (3, 1, 4, 1), (0, 2, 3, 4)])
+@pytest.mark.parametrize("T", [1, 70])
+def test_mlstm_of_the_smallest_sizes(B: int, H: int, K: int, V: int, T: int) -> None:
+    x = [normal(*shape).requires_grad_() for shape in ((B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H), (B, T, H))]
+    state = mLSTMState.empty(B, H, K, V, dtype=torch.float64).map(lambda part: part.requires_grad_())
+    flags = {"reset": torch.rand(B, T) < 0.2, "mask": torch.rand(B, T) > 0.2}
+    got, want = (mlstm_results(form, x, state, **flags) for form in (kernels.mlstm, mlstm.recurrent))
+    if B:
+        assert_equal(got, want, limits(torch.float64), f"{B, H, K, V, T}")
 
 
 @pytest.mark.parametrize("backend", NAMES)
@@ -169,6 +203,36 @@ def test_strided_inputs_are_read_in_place() -> None:
     strided_gates = normal(B, 9, 4, H, 10)
     strided_gates[..., ::2] = gates
     assert torch.equal(kernels.slstm(strided_gates[..., ::2], R, b)[0], kernels.slstm(gates, R, b)[0])
+
+
+@pytest.mark.parametrize("op", ["mlstm", "slstm"])
+def test_overlapping_inputs_and_cotangents(op: str) -> None:
+    """expand() makes tensors whose elements share memory; so does the gradient of a sum."""
+    form = {"mlstm": mlstm.recurrent, "slstm": slstm.recurrent}[op]
+    if op == "mlstm":
+        shapes = {(1, 1, 1, 5): (B, 70, H, 5), (1, 1, H, 5): (B, 70, H, 5), (1, 70, 1, 1): (B, 70, H, 7)}
+        shapes |= {(1, 70, 1): (B, 70, H), (B, 1, H): (B, 70, H)}
+    else:
+        shapes = {(1, 1, 4, 1, 5): (B, 9, 4, H, 5), (1, 5, 1, 5): (H, 5, 4, 5), (4, 1, 1): (4, H, 5)}
+    x = [normal(*shape, std=0.5).requires_grad_() for shape in shapes]
+    results = []
+    for function in (getattr(kernels, op), form):
+        h, end = function(*(part.expand(shape) for part, shape in zip(x, shapes.values())))
+        results.append([h, *torch.autograd.grad(h.sum() + end.tensors()[0].sum(), x)])
+    for got, want in zip(*results):
+        assert error(got, want) < 1e-10
+
+
+@pytest.mark.parametrize("part", ["h", "C", "n"])
+def test_a_loss_on_one_output_alone(part: str) -> None:
+    """The others' cotangents are missing, not zero; and only the state asks for gradients."""
+    x, state = [p.detach() for p in mlstm_inputs(70)], mlstm_state()
+    results = []
+    for function in (kernels.mlstm, mlstm.recurrent):
+        h, end = function(*x, state)
+        results.append(gradients([h if part == "h" else getattr(end, part)], [state.C, state.n]))
+    for got, want in zip(*results):
+        assert error(got, want) < 1e-10
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:

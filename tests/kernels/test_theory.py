@@ -13,6 +13,7 @@ from support import (
     error,
     gradients,
     mlstm_inputs,
+    mlstm_results,
     mlstm_state,
     normal,
     random_flags,
@@ -24,7 +25,7 @@ from support import (
 from torch import Tensor
 
 from openxlstm import kernels
-from openxlstm.cells import State, mlstm, mLSTMState
+from openxlstm.cells import State, mlstm, mLSTMState, slstm
 
 
 def run(op: str, x: list[Tensor], state: State | None, **flags: Tensor) -> tuple[Tensor, State]:
@@ -253,13 +254,71 @@ def test_a_state_can_be_learned_and_cut() -> None:
     assert torch.autograd.grad(h.sum(), x[1])[0][:, :10].abs().sum() == 0
 
 
-def test_autocast_does_not_round_inside() -> None:
-    x = [p.detach().float() for p in mlstm_inputs(70)]
-    plain, end = kernels.mlstm(*x)
+@BOTH
+@pytest.mark.parametrize("T", [1, 70])
+def test_autocast_does_not_round_inside(op: str, T: int) -> None:
+    """Not in a step either: a token read alone would differ from the same token in a sequence."""
+    x, state = problem(op, T)
+    x, state = [p.detach().float() for p in x], state.detach().to(torch.float32)
+    plain, end = run(op, x, state)
     with torch.autocast("cpu", torch.bfloat16):
-        cast, cast_end = kernels.mlstm(*x)
+        cast, cast_end = run(op, x, state)
     assert torch.equal(plain, cast)
-    assert torch.equal(end.C, cast_end.C)
+    for got, want in zip(cast_end.tensors(), end.tensors()):
+        assert torch.equal(got, want)
+
+
+@BOTH
+@pytest.mark.parametrize("T", [1, 2])
+def test_the_exponent_carries_no_gradient_in_any_form(op: str, T: int) -> None:
+    x, state = problem(op, T)
+    *others, m = state.tensors()
+    m = m.clone().requires_grad_()
+    forms = [getattr(kernels, op), *((mlstm.recurrent, mlstm.chunkwise) if op == "mlstm" else (slstm.recurrent,))]
+    for form in forms:
+        h, end = form(*x, type(state)(*others, m))
+        assert not end.m.requires_grad
+        (gradient,) = torch.autograd.grad(h.sum() + end.tensors()[0].sum(), m, allow_unused=True)
+        assert gradient is None, form
+
+
+def test_what_stands_behind_a_mask_weighs_nothing() -> None:
+    """Not even among input gates far below zero, where anything finite would become the maximum."""
+    x, state, flags = mlstm_inputs(70, i_mean=-200.0, f_mean=-10.0), mlstm_state(), random_flags(70)
+    want = mlstm_results(mlstm.recurrent, x, state, **flags)
+    for form in (mlstm.chunkwise, kernels.mlstm):
+        for chunk in (16, 70):
+            got = mlstm_results(form, x, state, **flags, chunk=chunk)
+            assert_equal(got, want, 1e-10, f"{form.__module__}, chunk={chunk}")
+
+
+@BOTH
+def test_a_forget_gate_at_a_reset_may_hold_anything(op: str) -> None:
+    """Minus infinity included: what it would keep is not there."""
+    T = 70
+    reset = torch.rand(B, T) < 0.2
+    x, state = problem(op, T)
+    results = []
+    for gate in (-torch.inf, -3.0):
+        with torch.no_grad():
+            (x[4] if op == "mlstm" else x[0][:, :, 1])[reset] = gate
+        h, end = run(op, x, state, reset=reset)
+        slopes = gradients([h, *end.tensors()[:-1]], x)
+        assert not (slopes[4] if op == "mlstm" else slopes[0][:, :, 1])[reset].any()
+        results.append([h, *end.tensors(), *slopes])
+    for got, want in zip(*results):
+        assert error(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("T", [1, 5])
+def test_a_query_that_asks_nothing_reads_nothing(T: int) -> None:
+    """Without eps the denominator is exp(-m), which underflows: 0 / 0, were it not bounded."""
+    q, k, v, i, f = (p.detach().float() for p in mlstm_inputs(T, i_mean=200.0))
+    q = torch.zeros_like(q).requires_grad_()
+    for form in (kernels.mlstm, mlstm.chunkwise):
+        h, _ = form(q, k, v, i, f, eps=0.0)
+        assert not h.any()
+        assert torch.autograd.grad(h.sum(), q)[0].isfinite().all()
 
 
 def test_the_shapes_of_a_state_are_what_the_operations_expect() -> None:

@@ -54,6 +54,38 @@ def slstm(
     return out, sLSTMState(h, c, n, m.detach())
 
 
-# One step has nothing to gain from a hand-written gradient: the definition serves it.
-mlstm_step = mlstm_cell.step
-slstm_step = slstm_cell.step
+def mlstm_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: mLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    input_gate: str,
+    forget_gate: str,
+    eps: float,
+) -> tuple[Tensor, mLSTMState]:
+    """One step has nothing to gain from a hand-written gradient: the definition serves it, and nothing rounds it."""
+    with ops.without_autocast(q):
+        return mlstm_cell.step(
+            q, k, v, i, f, state,
+            reset=reset, mask=mask, input_gate=input_gate, forget_gate=forget_gate, eps=eps,
+        )  # fmt: skip
+
+
+def slstm_step(
+    gates: Tensor,
+    R: Tensor,
+    b: Tensor,
+    state: sLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    forget_gate: str,
+) -> tuple[Tensor, sLSTMState]:
+    """As `mlstm_step`."""
+    with ops.without_autocast(gates):
+        return slstm_cell.step(gates, R, b, state, reset=reset, mask=mask, forget_gate=forget_gate)

@@ -71,12 +71,9 @@ def gate_pass(
 ) -> GatePass:
     """Pre-activations i, f [B, T, H] (T >= 1), incoming m [B, H] -> stabilisers and weights, in the dtype of m."""
     i, f = i.to(m_in.dtype), f.to(m_in.dtype)
-    if mask is not None:
-        f = torch.where(mask[..., None], f, 0.0)  # before the logarithm: a masked gate may hold NaN
-        i = torch.where(mask[..., None], i, 0.0)
     log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f
     log_i = i if input_gate == "exp" else F.logsigmoid(i)
-    if mask is not None:
+    if mask is not None:  # a masked gate may hold NaN
         log_f = torch.where(mask[..., None], log_f, 0.0)
         log_i = torch.where(mask[..., None], log_i, -torch.inf)
     log_f, log_i = to_chunks(log_f, chunk, 0.0), to_chunks(log_i, chunk, -torch.inf)
@@ -92,7 +89,7 @@ def gate_pass(
     if input_gate == "exp":
         row, m_into, m_out = _rows(key, b, log_f, m_in, segment, starts)
     else:
-        row, m_into, m_out = -b, torch.zeros_like(b[..., 0]), torch.zeros_like(m_in)  # nothing is stabilised: m = 0
+        row, m_into, m_out = -b, torch.zeros_like(b[..., 0]), m_in.new_zeros(m_in.shape)  # nothing is stabilised: m = 0
     enter = torch.exp(m_into[..., None] - row)
     write = torch.exp(key - row[..., -1:])
     if segment is not None:

@@ -49,6 +49,10 @@ class Block:
     G: int
     L: int
 
+    def saved(self, rows: slice, B: int) -> slice:
+        """Where the state before this block is kept for these rows of a batch of B."""
+        return slice(self.index * B + rows.start, self.index * B + rows.stop)
+
 
 def blocks(T: int, chunk: int) -> Iterator[Block]:
     """Cut [0, T) into blocks of whole chunks and at most one shorter chunk at the end."""
@@ -62,8 +66,9 @@ def blocks(T: int, chunk: int) -> Iterator[Block]:
 
 
 def saved_states(T: int, chunk: int) -> int:
-    """How many states the forward pass keeps: an upper bound on the number of blocks that needs no branch on T."""
-    return T // (chunk * max(1, BLOCK // chunk)) + 2
+    """How many states the forward pass keeps: one per block, counted without a branch on T, which may be symbolic."""
+    full, per_block = T // chunk, max(1, BLOCK // chunk)
+    return -(-full // per_block) + (-(-T // chunk) - full)
 
 
 def best_chunk(K: int, V: int) -> int:
@@ -93,18 +98,21 @@ def forward(
     chunk: int,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """h [B,T,H,V]; C, n, m after the last step; a [B,T,H]; states [P,B,H,K,X], P = 0 unless `save`. T >= 1."""
+    """h [B,T,H,V]; C, n, m after the last step; a [B,T,H]; states [P B, H, K, X], P = 0 unless `save`. T >= 1.
+
+    P and B share an axis: a compiler takes an axis of length 1 for a constant, and P = 1 would compile anew.
+    """
     B, T, H, K = q.shape
     V, X = v.shape[-1], width(v.shape[-1], input_gate)
     gates = gate_pass(i, f, m, reset, mask, input_gate=input_gate, forget_gate=forget_gate, chunk=chunk)
-    h, a = v.new_empty(B, T, H, V, dtype=q.dtype), C.new_empty(B, T, H)
-    states = C.new_empty(saved_states(T, chunk) if save else 0, B, H, K, X)
+    h, a = v.new_empty(B, T, H, V, dtype=q.dtype), C.new_zeros(B, T, H)
+    states = C.new_empty(saved_states(T, chunk) * B if save else 0, H, K, X)
     end = C.new_empty(B, H, K, X)
     for rows in _batches(B, H * min(T, BLOCK) * (3 * K + 2 * X + 2 * chunk) * C.element_size()):
         memory = _join(C[rows], n[rows], X)
         for block in blocks(T, chunk):
             if save:
-                states[block.index, rows] = memory.view(-1, H, K, X)
+                states[block.saved(rows, B)] = memory.view(-1, H, K, X)
             part = _Part.read(q, k, v, gates, mask, rows, block, X)
             path = part.states(memory)
             memory = path[-1]
@@ -119,7 +127,7 @@ def forward(
                 y.masked_fill_(~part.mask, 0.0)
             part.write(h, y[..., :V])
         end[rows] = memory.view(-1, H, K, X)
-    last_n = torch.zeros_like(n) if input_gate == "sigmoid" else end[..., V].contiguous()
+    last_n = n.new_zeros(n.shape) if input_gate == "sigmoid" else end[..., V].contiguous()
     return h, end[..., :V].contiguous(), last_n, gates.m_out, a, states
 
 
@@ -155,7 +163,7 @@ def backward(
         grad = _join(dC[rows], dn[rows], X)
         for block in reversed(list(blocks(T, chunk))):
             part = _Part.read(q, k, v, gates, mask, rows, block, X)
-            path = part.states(states[block.index, rows].reshape(-1, K, X))
+            path = part.states(states[block.saved(rows, B)].flatten(0, 1))
             weight = part.weights().flatten(0, 1)
             S = torch.bmm(part.q.flatten(0, 1), part.k.flatten(0, 1).mT).mul_(weight)
             u = part.cotangents(dh, a, eps, normalised=input_gate != "sigmoid")
@@ -200,7 +208,8 @@ def backward(
         di, df = (torch.where(mask[..., None], x, 0.0) for x in (di, df))
     if reset is not None:
         df = torch.where(reset[..., None], 0.0, df)  # what it would have kept was emptied
-    return dq, dk, dv, di.to(i.dtype), df.to(f.dtype), dC0, dn0
+    di, df = (x.to(gate.dtype).contiguous() for x, gate in ((di, i), (df, f)))  # as register_fake promises
+    return dq, dk, dv, di, df, dC0, dn0
 
 
 @dataclass(frozen=True, slots=True)

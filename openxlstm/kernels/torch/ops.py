@@ -7,6 +7,7 @@ gradient a second time is refused.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,12 +37,19 @@ _lib.define(
 )
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast on x's device: it would round matrix products that must stay fp32."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know the meta device
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def _plain(function: Any) -> Any:
-    """Run an operator's body without autograd and without autocast, which would round what must stay fp32."""
+    """Run an operator's body without autograd and without autocast."""
 
     def body(*args: Any) -> Any:
-        device = next(x for x in args if isinstance(x, Tensor)).device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), without_autocast(next(x for x in args if isinstance(x, Tensor))):
             return function(*args)
 
     return body
@@ -58,7 +66,7 @@ def _mlstm_fake(q: Any, k: Any, v: Any, i: Any, f: Any, C: Any, n: Any, m: Any, 
     B, T, H, K = q.shape
     V = v.shape[-1]
     P = mlstm.saved_states(T, chunk) if save else 0
-    states = C.new_empty(P, B, H, K, mlstm.width(V, input_gate))
+    states = C.new_empty(P * B, H, K, mlstm.width(V, input_gate))
     h = v.new_empty(B, T, H, V, dtype=q.dtype)
     return h, C.new_empty(C.shape), n.new_empty(n.shape), m.new_empty(m.shape), C.new_empty(B, T, H), states
 
