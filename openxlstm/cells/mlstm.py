@@ -17,6 +17,8 @@ a masked reset still empties the state.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -28,6 +30,26 @@ INPUT_GATES = ("exp", "sigmoid", "sigmoid_normalized")  # arXiv:2405.04517 (25);
 FORGET_GATES = ("sigmoid", "exp")  # arXiv:2405.04517 (26) allows both
 
 FLOOR_EXPONENT = 80.0  # exp(-m) overflows fp32 below m = -88, and its gradient is then 0 * inf
+
+
+def check_gates(input_gate: str, forget_gate: str, eps: float) -> None:
+    """ValueError unless both activations exist, suit each other, and eps suits them."""
+    if input_gate not in INPUT_GATES:
+        raise ValueError(f"input_gate={input_gate!r} must be one of {', '.join(INPUT_GATES)}")
+    if forget_gate not in FORGET_GATES:
+        raise ValueError(f"forget_gate={forget_gate!r} must be one of {', '.join(FORGET_GATES)}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps={eps} must be at least 0 and finite; published checkpoints use 1e-6, the paper 0")
+    if forget_gate == "exp" and input_gate != "exp":
+        raise ValueError(
+            f"forget_gate='exp' needs input_gate='exp', given {input_gate!r}: it has no stabiliser, and a memory that "
+            "grows by exp(f) at every step overflows"
+        )
+    if forget_gate == "exp" and eps != 0:
+        raise ValueError(
+            f"forget_gate='exp' needs eps=0, given eps={eps}: eps counts exp(m) times, and m of the empty state then "
+            "grows with the sum of the forget gates"
+        )
 
 
 def step(
@@ -45,6 +67,7 @@ def step(
     eps: float = 1e-6,
 ) -> tuple[Float[Tensor, "B H V"], mLSTMState]:
     """One time step: keep some of the memory, write one association, read with the query."""
+    check_gates(input_gate, forget_gate, eps)
     state = _start(q, k, v, state)
     if reset is not None:
         state = state.map(lambda old: torch.where(_like(reset, old), 0.0, old))
@@ -63,11 +86,11 @@ def step(
     C = keep_BH[..., None, None] * state.C + write_BH[..., None, None] * kv_BHKV  # (19)
     n = keep_BH[..., None] * state.n + write_BH[..., None] * k  # (20)
     q = q * q.shape[-1] ** -0.5  # (23)
-    h = torch.einsum("bhk,bhkv->bhv", q, C)
+    h = (q[..., None, :] @ C)[..., 0, :]
     if input_gate == "sigmoid":
         n = torch.zeros_like(n)
     else:
-        a_BH = torch.einsum("bhk,bhk->bh", q, n)
+        a_BH = (q * n).sum(-1)
         h = h / denominator(a_BH, m, eps)[..., None]  # (21)
 
     after = mLSTMState(C, n, m)
@@ -92,6 +115,7 @@ def recurrent(
     eps: float = 1e-6,
 ) -> tuple[Float[Tensor, "B T H V"], mLSTMState]:
     """The definition: `step`, T times."""
+    check_gates(input_gate, forget_gate, eps)
     state = _start(q, k, v, state)
     h_TBHV = []
     for t in range(q.shape[1]):
@@ -127,6 +151,7 @@ def chunkwise(
     B, T = q.shape[:2]
     reset_BT = q.new_zeros(B, T, dtype=torch.bool) if reset is None else reset
     mask_BT = q.new_ones(B, T, dtype=torch.bool) if mask is None else mask
+    check_gates(input_gate, forget_gate, eps)
     state = _start(q, k, v, state)
     parts = []
     for start in range(0, T, chunk):
@@ -200,9 +225,9 @@ def denominator(a: Float[Tensor, "*any"], m: Float[Tensor, "*any"], eps: float) 
 
 
 def _start(q: Tensor, k: Tensor, v: Tensor, state: mLSTMState | None) -> mLSTMState:
-    """The given state, or the empty one, in fp32 (fp64 for fp64 inputs)."""
+    """The given state, its m without history, or the empty one, in fp32 (fp64 for fp64 inputs)."""
     if state is not None:
-        return state
+        return mLSTMState(state.C, state.n, state.m.detach())
     dtype = torch.promote_types(q.dtype, torch.float32)
     return mLSTMState.empty(q.shape[0], q.shape[-2], k.shape[-1], v.shape[-1], device=q.device, dtype=dtype)
 

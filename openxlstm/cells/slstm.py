@@ -1,6 +1,6 @@
 """sLSTM, the definition: slow, plain, and the ground truth for every kernel.
 
-Beck et al. 2024, arXiv:2405.04517, Sec. 2.2 and App. A.1. Numbers at the right margin are the paper's equations.
+Beck et al. 2024, arXiv:2405.04517, Sec. 2.2 and App. A.2. Numbers at the right margin are the paper's equations.
 B batch, T time, H heads, K head width; axis 4 holds the gates in the order i, f, z, o.
 
 `gates` are the input's share of the pre-activations, W x. Where the letter differs from the paper:
@@ -19,7 +19,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from openxlstm.cells.mlstm import FORGET_GATES
 from openxlstm.cells.state import sLSTMState
+
+
+def check_gate(forget_gate: str) -> None:
+    """ValueError unless the activation exists."""
+    if forget_gate not in FORGET_GATES:
+        raise ValueError(f"forget_gate={forget_gate!r} must be one of {', '.join(FORGET_GATES)}")
 
 
 def step(
@@ -33,6 +40,7 @@ def step(
     forget_gate: str = "sigmoid",
 ) -> tuple[Float[Tensor, "B H K"], sLSTMState]:
     """One time step. R[head, input, gate, output] mixes memory inside a head, never across heads."""
+    check_gate(forget_gate)
     state = _start(gates, state)
     if reset is not None:
         state = state.map(lambda old: torch.where(reset[:, None, None], 0.0, old))
@@ -72,6 +80,7 @@ def recurrent(
     forget_gate: str = "sigmoid",
 ) -> tuple[Float[Tensor, "B T H K"], sLSTMState]:
     """The definition: `step`, T times. Memory mixing leaves no parallel form."""
+    check_gate(forget_gate)
     state = _start(gates, state)
     h_TBHK = []
     for t in range(gates.shape[1]):
@@ -86,8 +95,8 @@ def recurrent(
 
 
 def _start(gates: Tensor, state: sLSTMState | None) -> sLSTMState:
-    """The given state, or the empty one, in fp32 (fp64 for fp64 inputs)."""
+    """The given state, its m without history, or the empty one, in fp32 (fp64 for fp64 inputs)."""
     if state is not None:
-        return state
+        return sLSTMState(state.h, state.c, state.n, state.m.detach())
     dtype = torch.promote_types(gates.dtype, torch.float32)
     return sLSTMState.empty(gates.shape[0], *gates.shape[-2:], device=gates.device, dtype=dtype)

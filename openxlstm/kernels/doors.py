@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openxlstm.cells import mLSTMState, sLSTMState
-from openxlstm.cells.mlstm import FORGET_GATES, INPUT_GATES
+from openxlstm.cells.mlstm import check_gates
+from openxlstm.cells.slstm import check_gate
 from openxlstm.kernels.dispatch import Call, resolve
 
 
@@ -36,7 +37,8 @@ def mlstm(
         reset: True where a new sequence starts: that step begins from the empty state.
         mask: False where there is no step (padding): the state passes through, h is 0, gradients are 0.
         input_gate: "exp", or without normaliser "sigmoid" (arXiv:2503.14376), or with one "sigmoid_normalized".
-        forget_gate: "sigmoid" or "exp"; the latter needs eps = 0, which otherwise grows with the empty state.
+        forget_gate: "sigmoid" or "exp"; the latter needs an exponential input gate, whose stabiliser bounds it, and
+            eps = 0, which otherwise grows with the empty state.
         eps: added to the denominator, outside its maximum. 0 in the paper, 1e-6 in every published checkpoint.
         chunk: steps computed in parallel, None for the backend's choice. Changes speed and rounding, nothing else.
         backend: "auto", or the name of one, which is then used or refused with a sentence.
@@ -48,7 +50,7 @@ def mlstm(
     Raises:
         ValueError: shapes or dtypes that do not fit, or an option that does not exist.
     """
-    _check_gates(input_gate, forget_gate, eps)
+    check_gates(input_gate, forget_gate, eps)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1 (or None for the backend's choice)")
     state = _mlstm_state(q, k, v, i, f, state, dims=4)
@@ -85,7 +87,7 @@ def mlstm_step(
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "B H V"], mLSTMState]:
     """One step of `mlstm`: the same arguments without the time axis, the same errors."""
-    _check_gates(input_gate, forget_gate, eps)
+    check_gates(input_gate, forget_gate, eps)
     state = _mlstm_state(q, k, v, i, f, state, dims=3)
     _check_flags(q.shape[:1], reset=reset, mask=mask)
     call = _mlstm_call("mlstm_step", q, k, v, i, f, state, reset, mask, input_gate, forget_gate)
@@ -156,28 +158,17 @@ def slstm_step(
     return resolve(call, backend).slstm_step(gates, R, b, state, reset=reset, mask=mask, forget_gate=forget_gate)
 
 
-def _check_gates(input_gate: str, forget_gate: str, eps: float) -> None:
-    if input_gate not in INPUT_GATES:
-        raise ValueError(f"input_gate={input_gate!r} must be one of {', '.join(INPUT_GATES)}")
-    if forget_gate not in FORGET_GATES:
-        raise ValueError(f"forget_gate={forget_gate!r} must be one of {', '.join(FORGET_GATES)}")
-    if eps < 0:
-        raise ValueError(f"eps={eps} must not be negative; 1e-6 is what published checkpoints use")
-    if forget_gate == "exp" and input_gate == "exp" and eps != 0:
-        raise ValueError(
-            f"forget_gate='exp' needs eps=0, given eps={eps}: eps counts exp(m) times, and m of the empty state then "
-            "grows with the sum of the forget gates"
-        )
-
-
 def _check_flags(shape: torch.Size, **flags: Tensor | None) -> None:
     for name, flag in flags.items():
         if flag is not None and (flag.shape != shape or flag.dtype != torch.bool):
             raise ValueError(f"{name} must be bool {list(shape)}, given {flag.dtype} {list(flag.shape)}")
 
 
-def _check_shapes(expected: dict[str, tuple[Tensor, list[int]]]) -> None:
+def _check_tensors(expected: dict[str, tuple[Tensor, list[int]]]) -> None:
+    """Shapes, and floating-point numbers: integers would be computed with, and the result cut to integers."""
     for name, (tensor, shape) in expected.items():
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"{name} must be bf16, fp16, fp32 or fp64, given {tensor.dtype}; use {name}.float()")
         if list(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, given {list(tensor.shape)}")
 
@@ -207,7 +198,9 @@ def _mlstm_state(
         )
     *front, K = q.shape
     V = v.shape[-1]
-    _check_shapes({"k": (k, [*front, K]), "v": (v, [*front, V]), "i": (i, front), "f": (f, front)})
+    _check_tensors(
+        {"q": (q, [*front, K]), "k": (k, [*front, K]), "v": (v, [*front, V]), "i": (i, front), "f": (f, front)}
+    )
     B, H = front[0], front[-1]
     if state is None:
         dtype = torch.promote_types(q.dtype, torch.float32)
@@ -219,13 +212,12 @@ def _mlstm_state(
 def _slstm_state(
     gates: Tensor, R: Tensor, b: Tensor, state: sLSTMState | None, forget_gate: str, dims: int
 ) -> sLSTMState:
-    if forget_gate not in FORGET_GATES:
-        raise ValueError(f"forget_gate={forget_gate!r} must be one of {', '.join(FORGET_GATES)}")
+    check_gate(forget_gate)
     if gates.ndim != dims or gates.shape[-3] != 4:
         wanted = "[B, T, 4, H, K]" if dims == 5 else "[B, 4, H, K]"
         raise ValueError(f"gates must be {wanted} (gates in the order i, f, z, o), given {list(gates.shape)}")
     B, H, K = gates.shape[0], *gates.shape[-2:]
-    _check_shapes({"R": (R, [H, K, 4, K]), "b": (b, [4, H, K])})
+    _check_tensors({"gates": (gates, list(gates.shape)), "R": (R, [H, K, 4, K]), "b": (b, [4, H, K])})
     if state is None:
         dtype = torch.promote_types(gates.dtype, torch.float32)
         return sLSTMState.empty(B, H, K, device=gates.device, dtype=dtype)

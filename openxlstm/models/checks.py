@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from openxlstm.cells import State
+from openxlstm.cells import State, mlstm
 
 ConfigT = TypeVar("ConfigT")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -77,17 +77,12 @@ def check_choice(where: str, name: str, value: str, allowed: tuple[str, ...]) ->
 
 def check_gates(where: str, input_gate: str, forget_gate: str, eps: float) -> None:
     """The gate activations exist, and eps suits them."""
-    check_choice(where, "input_gate", input_gate, ("exp", "sigmoid", "sigmoid_normalized"))
-    check_choice(where, "forget_gate", forget_gate, ("sigmoid", "exp"))
-    if not 0 <= eps < math.inf:
-        raise ValueError(
-            f"{where}: eps={eps} must be at least 0 and finite; published checkpoints use 1e-6, the paper 0"
-        )
-    if forget_gate == "exp" and eps:
-        raise ValueError(
-            f"{where}: forget_gate='exp' needs eps=0, because eps is measured against an exponent that then grows "
-            f"with the length of the text; got eps={eps}"
-        )
+    check_choice(where, "input_gate", input_gate, mlstm.INPUT_GATES)
+    check_choice(where, "forget_gate", forget_gate, mlstm.FORGET_GATES)
+    try:
+        mlstm.check_gates(input_gate, forget_gate, eps)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def check_input(x: Tensor, weight: Tensor) -> None:

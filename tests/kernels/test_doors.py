@@ -1,15 +1,19 @@
 """Refusals with the value, the rule and the fix; the dispatch table; memory; and the compiler."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from support import B, H, K, V, mlstm_inputs, mlstm_state, slstm_inputs, slstm_state
+from support import B, H, K, V, mlstm_inputs, mlstm_state, normal, random_flags, slstm_inputs, slstm_state
 
 from openxlstm import kernels
-from openxlstm.cells import mLSTMState, sLSTMState
+from openxlstm.cells import mlstm, mLSTMState, slstm, sLSTMState
+from openxlstm.cells.mlstm import INPUT_GATES
 from openxlstm.kernels.dispatch import Call, resolve
+
+WITHOUT_GRADIENT = ("test_schema", "test_faketensor")
 
 
 def test_refusals_name_the_value_and_the_rule() -> None:
@@ -20,6 +24,12 @@ def test_refusals_name_the_value_and_the_rule() -> None:
         r"forget_gate='tanh' must be one of": lambda: kernels.mlstm(q, k, v, i, f, forget_gate="tanh"),
         r"eps=-1": lambda: kernels.mlstm(q, k, v, i, f, eps=-1.0),
         r"needs eps=0, given eps=1e-06": lambda: kernels.mlstm(q, k, v, i, f, forget_gate="exp"),
+        r"eps=nan must be at least 0 and finite": lambda: kernels.mlstm(q, k, v, i, f, eps=float("nan")),
+        r"forget_gate='exp' needs input_gate='exp', given 'sigmoid'": lambda: kernels.mlstm(
+            q, k, v, i, f, input_gate="sigmoid", forget_gate="exp", eps=0.0
+        ),
+        r"input_gate='exponential' must be one of": lambda: mlstm.chunkwise(q, k, v, i, f, input_gate="exponential"),
+        r"forget_gate='exponential' must be": lambda: slstm.recurrent(*slstm_inputs(2), forget_gate="exponential"),
         r"chunk=0 must be at least 1": lambda: kernels.mlstm(q, k, v, i, f, chunk=0),
         r"state\.C must be torch\.float64.*given torch\.float32": lambda: kernels.mlstm(
             q, k, v, i, f, state.detach().to(torch.float32)
@@ -54,6 +64,10 @@ for name, call in {
     "mask must be bool [2, 4], given torch.float32 [2, 4]": lambda: kernels.mlstm(q, q, v, i, i, mask=torch.ones(2, 4)),
     "reset must be bool [2, 4], given torch.bool [2, 5]": lambda: kernels.mlstm(
         q, q, v, i, i, reset=torch.ones(2, 5).bool()),
+    "q must be bf16, fp16, fp32 or fp64, given torch.int64; use q.float()": lambda: kernels.mlstm(
+        q.long(), q, v, i, i),
+    "i must be bf16, fp16, fp32 or fp64, given torch.bool; use i.float()": lambda: kernels.mlstm(
+        q, q, v, i.bool(), i),
     "R must have shape [3, 5, 4, 5], given [3, 4, 5, 5]": lambda: kernels.slstm(
         torch.zeros(2, 4, 4, 3, 5), torch.zeros(3, 4, 5, 5), torch.zeros(4, 3, 5)),
     "gates must be [B, T, 4, H, K] (gates in the order i, f, z, o), given [2, 4, 3, 5]": lambda: kernels.slstm(
@@ -124,13 +138,45 @@ def test_memory_is_linear_in_length_and_below_three_gigabytes(capsys: pytest.Cap
 
 
 @pytest.mark.compile
-def test_operators_are_well_formed() -> None:
-    """PyTorch's own check of schema, fake tensors, autograd registration and dynamic shapes."""
-    x, state = mlstm_inputs(9), mlstm_state()
-    options = (None, None, "exp", "sigmoid", 1e-6, 4, True)
-    torch.library.opcheck(torch.ops.openxlstm.mlstm.default, (*x, state.C, state.n, state.m, *options))
-    y, start = slstm_inputs(5), slstm_state()
-    torch.library.opcheck(torch.ops.openxlstm.slstm.default, (*y, *start.tensors(), None, None, "sigmoid"))
+@pytest.mark.parametrize("input_gate", INPUT_GATES)
+def test_operators_of_the_mlstm_are_well_formed(input_gate: str) -> None:
+    """PyTorch's own check of schema, fake tensors (shapes, strides), autograd registration and dynamic shapes."""
+    x, state = mlstm_inputs(9), mlstm_state(stabilised=input_gate == "exp")
+    m = state.m.mT.contiguous().mT  # an awkward layout must not show in a result's
+    for flags in ((None, None), tuple(random_flags(9).values())):
+        options = (*flags, input_gate, "sigmoid", 1e-6, 4)
+        inputs = (*x, state.C, state.n, m)
+        torch.library.opcheck(torch.ops.openxlstm.mlstm.default, (*inputs, *options, True))
+        inputs = [part.detach() for part in inputs]
+        h, C, _, _, a, states = torch.ops.openxlstm.mlstm(*inputs, *options, True)
+        backward = (normal(*h.shape), normal(*C.shape), None, *inputs[:5], m, *flags, a, states, *options[2:])
+        torch.library.opcheck(torch.ops.openxlstm.mlstm_backward.default, backward, test_utils=WITHOUT_GRADIENT)
+
+
+@pytest.mark.compile
+def test_operators_of_the_slstm_are_well_formed() -> None:
+    x, state = slstm_inputs(5), slstm_state()
+    for flags in ((None, None), tuple(random_flags(5).values())):
+        torch.library.opcheck(torch.ops.openxlstm.slstm.default, (*x, *state.tensors(), *flags, "sigmoid"))
+        inputs = [part.detach() for part in (*x, *state.tensors())]
+        h, *_, states = torch.ops.openxlstm.slstm(*inputs, *flags, "sigmoid")
+        backward = (normal(*h.shape), None, None, None, *inputs[:3], states, *flags, "sigmoid")
+        torch.library.opcheck(torch.ops.openxlstm.slstm_backward.default, backward, test_utils=WITHOUT_GRADIENT)
+
+
+@pytest.mark.compile
+@pytest.mark.skipif(not shutil.which("g++"), reason="the default compiler of torch.compile needs a C++ compiler")
+def test_trains_under_the_default_compiler() -> None:
+    """At a length that no chunk divides: Inductor asserts the strides that the fake implementation promised."""
+
+    def loss(q, k, v, i, f):
+        h, end = kernels.mlstm(q * 1.5, k, v, i + 1, f)
+        return h.square().sum() + end.C.sum()
+
+    torch._dynamo.reset()
+    x = mlstm_inputs(70)
+    got, want = (torch.autograd.grad(run(*x), x) for run in (torch.compile(loss, fullgraph=True), loss))
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.compile
