@@ -10,7 +10,7 @@ B batch, H heads, K query/key width (sLSTM: head width), V value width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -29,12 +29,12 @@ class State:
 
     def map(self: StateT, function: Callable[[Tensor], Tensor]) -> StateT:
         """A new state with `function` applied to every tensor."""
-        return type(self)(*(_map(getattr(self, field.name), function) for field in fields(self)))
+        return type(self)(*(_map(getattr(self, name), function) for name in self.__dataclass_fields__))
 
     def named_tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Pairs of dotted path and tensor, in a fixed order: `blocks.0.cell.C`."""
-        for field in fields(self):
-            yield from _named(getattr(self, field.name), f"{prefix}{field.name}")
+        for name in self.__dataclass_fields__:  # not fields(): models walk their states at every token
+            yield from _named(getattr(self, name), f"{prefix}{name}")
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the tree, in the order of `named_tensors`."""
