@@ -1,5 +1,7 @@
 """What must be true of the operations whatever computes them: composition, causality, isolation, finiteness."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -200,8 +202,8 @@ def test_extreme_gates_stay_finite(op: str, size: float) -> None:
             i += i_sign * size
             f += f_sign * size
             x = [p.requires_grad_() for p in x]
-            for eps in (0.0, 1e-6) if op == "mlstm" else (None,):
-                h, end = getattr(kernels, op)(*x, **({} if eps is None else {"eps": eps}))
+            for eps, flags in itertools.product((0.0, 1e-6) if op == "mlstm" else (None,), ({}, random_flags(T))):
+                h, end = getattr(kernels, op)(*x, **({} if eps is None else {"eps": eps}), **flags)
                 everything = [
                     h,
                     *end.tensors(),

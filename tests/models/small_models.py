@@ -15,7 +15,11 @@ CONFIGS = {
     "xlstm": xLSTMConfig(vocab_size=W, **STACK),
     "xlstm_no_conv": xLSTMConfig(vocab_size=W, **STACK | {"conv": 0, "bias": True, "tie_embeddings": True}),
     "xlstm_sigmoid": xLSTMConfig(vocab_size=W, **STACK | {"conv": 1, "input_gate": "sigmoid"}),
+    "xlstm_exp_forget": xLSTMConfig(vocab_size=W, **STACK | {"conv": 2, "forget_gate": "exp", "eps": 0.0}),
     "xlstm_large": xLSTMLargeConfig(vocab_size=W, width=12, blocks=2, heads=3, qk_width=6, ffn_width=20),
+    "xlstm_large_sigmoid": xLSTMLargeConfig(
+        vocab_size=W, width=12, blocks=2, heads=3, v_width=15, input_gate="sigmoid_normalized", tie_embeddings=True
+    ),
 }
 KINDS = list(CONFIGS)
 

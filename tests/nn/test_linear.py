@@ -6,13 +6,14 @@ import torch
 from openxlstm.nn.linear import HeadwiseLinear
 
 
+@pytest.mark.parametrize("T", [3, 30])  # few tokens use the blocks as they are, many use merged ones
 @pytest.mark.parametrize(("blocks", "width", "merged"), [(6, 4, 3), (8, 4, 4), (7, 4, 1), (5, 1, 5), (3, 20, 1)])
-def test_headwise_is_the_sum_over_each_block(blocks, width, merged):
+def test_headwise_is_the_sum_over_each_block(blocks, width, merged, T):
     layer = HeadwiseLinear(blocks, width, bias=True).double()
     torch.nn.init.normal_(layer.weight)
     torch.nn.init.normal_(layer.bias)
     assert layer.merged == merged
-    x = torch.randn(2, 3, blocks * width, dtype=torch.float64)
+    x = torch.randn(2, T, blocks * width, dtype=torch.float64)
     want = torch.einsum("btgd,god->btgo", x.unflatten(-1, (blocks, width)), layer.weight).flatten(-2) + layer.bias
     torch.testing.assert_close(layer(x), want, rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(layer(x).sin().sum(), (layer.weight, layer.bias))
