@@ -246,6 +246,13 @@ def test_second_derivatives_are_refused_with_a_sentence() -> None:
             torch.autograd.grad(gradient.sum(), x[0])
 
 
+@BOTH
+def test_forward_mode_is_refused_not_answered_with_zeros(op: str) -> None:
+    x = [p.detach() for p in problem(op, 4)[0]]
+    with pytest.raises(RuntimeError, match=r"no forward-mode derivatives.*openxlstm\.cells"):
+        torch.func.jvp(lambda first: run(op, [first, *x[1:]], None)[0], (x[0],), (x[0],))
+
+
 def test_a_state_can_be_learned_and_cut() -> None:
     """Full and truncated back-propagation: the gradient of the second half reaches the first, or is cut."""
     x, _ = problem("mlstm", 20)

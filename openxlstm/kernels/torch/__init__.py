@@ -29,6 +29,7 @@ def mlstm(
 ) -> tuple[Tensor, mLSTMState]:
     """See `openxlstm.kernels.mlstm`; here T >= 1 and the arguments are checked."""
     inputs = (q, k, v, i, f, state.C, state.n)
+    ops.refuse_forward_mode(*inputs)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     length = best_chunk(q.shape[-1], v.shape[-1]) if chunk is None else chunk
     h, C, n, m, _a, _states = torch.ops.openxlstm.mlstm(
@@ -48,9 +49,9 @@ def slstm(
     forget_gate: str,
 ) -> tuple[Tensor, sLSTMState]:
     """See `openxlstm.kernels.slstm`; here T >= 1 and the arguments are checked."""
-    out, h, c, n, m, _states = torch.ops.openxlstm.slstm(
-        gates, R, b, state.h, state.c, state.n, state.m.detach(), reset, mask, forget_gate
-    )
+    inputs = (gates, R, b, state.h, state.c, state.n)
+    ops.refuse_forward_mode(*inputs)
+    out, h, c, n, m, _states = torch.ops.openxlstm.slstm(*inputs, state.m.detach(), reset, mask, forget_gate)
     return out, sLSTMState(h, c, n, m.detach())
 
 

@@ -2,7 +2,7 @@
 
 An operator rather than an `autograd.Function`: a compiler that traced through would unroll every chunk and compile
 anew for every length. `register_fake` tells it the shapes, `register_autograd` the gradient. Differentiating a
-gradient a second time is refused.
+gradient a second time is refused, and so is forward mode, whose tangents an operator would drop without a word.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from openxlstm.kernels.torch import mlstm, slstm
 
@@ -35,6 +36,16 @@ _lib.define(
     "slstm_backward(Tensor? dout, Tensor? dh, Tensor? dc, Tensor? dn, Tensor gates, Tensor R, Tensor b, Tensor states,"
     " Tensor? reset, Tensor? mask, str forget_gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+
+
+def refuse_forward_mode(*inputs: Tensor) -> None:
+    """RuntimeError if any input carries a tangent."""
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+        raise RuntimeError(
+            "xLSTM kernels have no forward-mode derivatives: call openxlstm.cells, the definition, which has"
+        )
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:

@@ -155,9 +155,7 @@ def backward(
         draw = states.new_empty(last - first, H, B, 4, K)
         dh_out = states.new_zeros(1, 1, 1, 1).expand(last - first, H, B, K)
         if dout is not None:
-            dh_out = dout[:, span].to(states.dtype).permute(1, 2, 0, 3)
-            if mask is not None:
-                dh_out = torch.where(mask[:, span].t()[:, None, :, None], dh_out, 0.0)
+            dh_out = dout[:, span].to(states.dtype).permute(1, 2, 0, 3)  # of paused steps too: nothing of it is kept
         for s in reversed(range(last - first)):
             paused, fresh_now = events.pauses[first + s], events.resets[first + s]
             G_after, GH_after = G, GH
