@@ -7,11 +7,13 @@ import sys
 import pytest
 import torch
 from support import B, H, K, V, mlstm_inputs, mlstm_state, normal, random_flags, slstm_inputs, slstm_state
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from openxlstm import kernels
 from openxlstm.cells import mlstm, mLSTMState, slstm, sLSTMState
 from openxlstm.cells.mlstm import INPUT_GATES
 from openxlstm.kernels.dispatch import Call, resolve
+from openxlstm.kernels.torch.slstm import backward as slstm_backward
 
 WITHOUT_GRADIENT = ("test_schema", "test_faketensor")
 
@@ -135,6 +137,26 @@ def test_memory_is_linear_in_length_and_below_three_gigabytes(capsys: pytest.Cap
     assert growth[65_536] < 3.0
     assert growth[65_536] < 2.3 * growth[32_768]
     assert growth[32_768] < 2.3 * growth[16_384]
+
+
+def test_the_backward_of_the_slstm_copies_its_matrix_for_no_step() -> None:
+    """R is the largest thing there is; broadcast into a product with every step, it took 0.6 GB at K = 192."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.untyped_storage().nbytes())
+            return result
+
+    T, width = 40, 64
+    gates, R, b = torch.randn(1, T, 4, 2, width), torch.randn(2, width, 4, width), torch.zeros(4, 2, width)
+    h, *_, states = torch.ops.openxlstm.slstm(gates, R, b, *torch.zeros(4, 1, 2, width), None, None, "sigmoid")
+    with Watch():
+        slstm_backward(torch.ones_like(h), None, None, None, gates, R, b, states, None, None, "sigmoid")
+    assert largest < 4 * R.nbytes
 
 
 @pytest.mark.compile

@@ -50,6 +50,12 @@ def test_every_field_acts_or_raises(config, field):
     assert changed != config
 
 
+@pytest.mark.parametrize("pattern", ["m", "s"])
+def test_the_forget_gate_is_that_of_both_cells(pattern):
+    config = dataclasses.replace(A, pattern=pattern, eps=0.0)
+    assert fingerprint(dataclasses.replace(config, forget_gate="exp")) != fingerprint(config)
+
+
 @pytest.mark.parametrize("config", [A, B], ids=["xlstm", "xlstm_large"])
 def test_what_a_config_says_can_be_read_back(config):
     data = config.to_dict()

@@ -68,23 +68,26 @@ def forward(
     raw_all = _pre_activations(gates, b, mask, h0.dtype)
     R_flat = R.to(h0.dtype).reshape(H, K, 4 * K)
     l, keep_write = h0.new_empty(H, B, K), h0.new_empty(2, H, B, K)
+    keep, write = keep_write.unbind(0)
     for t in range(T):
         before, after = states[t], states[t + 1]
         if (fresh := events.resets[t]) is not None:
             before = torch.where(fresh, 0.0, before)
             before[3].masked_fill_(fresh, -torch.inf)
         h, c, n, m = before.unbind(0)
-        raw = raw_all[t].flatten(2).baddbmm_(h, R_flat).view(H, B, 4, K)
+        h_next, c_next, n_next, m_next = after.unbind(0)
+        raw = raw_all[t]
+        raw.flatten(2).baddbmm_(h, R_flat)
         i, f, z, o = raw.unbind(2)
         log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f
         torch.add(log_f, m, out=l)
-        torch.maximum(l, i, out=after[3])
-        torch.sub(l, after[3], out=keep_write[0])
-        torch.sub(i, after[3], out=keep_write[1])
-        keep, write = keep_write.exp_().unbind(0)
-        torch.mul(keep, c, out=after[1]).addcmul_(write, z.tanh_())
-        torch.addcmul(write, keep, n, out=after[2])
-        torch.mul(o.sigmoid_(), after[1], out=after[0]).div_(after[2])
+        torch.maximum(l, i, out=m_next)
+        torch.sub(l, m_next, out=keep)
+        torch.sub(i, m_next, out=write)
+        keep_write.exp_()
+        torch.mul(keep, c, out=c_next).addcmul_(write, z.tanh_())
+        torch.addcmul(write, keep, n, out=n_next)
+        torch.mul(o.sigmoid_(), c_next, out=h_next).div_(n_next)
         if (paused := events.pauses[t]) is not None:
             torch.where(paused, before, after, out=after)
     h_BTHK = states[1:, 0].permute(2, 0, 1, 3)
@@ -136,7 +139,8 @@ def backward(
         h_prev, c_prev, n_prev, m_prev = before.unbind(1)
         h, c, n, m = after.unbind(1)
         raw = _pre_activations(gates[:, span], b, None if mask is None else mask[:, span], states.dtype)
-        raw.flatten(3).add_(torch.matmul(h_prev, R_flat))
+        h_heads = h_prev.transpose(0, 1).flatten(1, 2)  # [H, S B, K]; matmul would copy R for every step instead
+        raw.flatten(3).add_(torch.bmm(h_heads, R_flat).view(H, last - first, B, 4 * K).transpose(0, 1))
         i, f, z, o = raw.unbind(3)
         log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f
         keep, write = torch.exp(log_f + m_prev - m), torch.exp(i - m)
@@ -173,7 +177,7 @@ def backward(
                 G, GH = G.masked_fill(fresh_now[..., None], 0.0), GH.masked_fill(fresh_now, 0.0)
         dgates[:, span] = draw.permute(2, 0, 3, 1, 4).to(gates.dtype)
         db += draw.sum((0, 2)).transpose(0, 1)
-        dR.baddbmm_(h_prev.permute(1, 3, 0, 2).flatten(2), draw.permute(1, 0, 2, 3, 4).flatten(3).flatten(1, 2))
+        dR.baddbmm_(h_heads.mT, draw.permute(1, 0, 2, 3, 4).flatten(3).flatten(1, 2))
     dh0, dc0, dn0 = (x.transpose(0, 1).contiguous() for x in (GH, *G.unbind(2)))
     return dgates, dR.view_as(R).to(R.dtype), db.to(b.dtype), dh0, dc0, dn0
 
