@@ -1,5 +1,8 @@
 """The contract of models/interface.py: state, reset, mask and time, for both architectures, in float64 at 1e-10."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from models.small_models import KINDS, assert_same_memory, build, build_stack, tokens
@@ -90,7 +93,7 @@ def test_prefix_and_state_are_the_whole_at_every_cut(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_cross_a_cut(kind):
-    """Back-propagation through the state: two halves give the gradients of the whole."""
+    """Back-propagation through the state: two halves, or single tokens, give the gradients of the whole."""
     model = build(kind)
     x = tokens(2, 8)
 
@@ -103,11 +106,13 @@ def test_gradients_cross_a_cut(kind):
         loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
-    whole, halves = gradients(x), gradients(x[:, :3], x[:, 3:])
-    for name in whole:
-        torch.testing.assert_close(
-            halves[name], whole[name], rtol=1e-8, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    whole = gradients(x)
+    for parts in ((x[:, :3], x[:, 3:]), x.split(1, dim=1)):
+        cut = gradients(*parts)
+        for name in whole:
+            torch.testing.assert_close(
+                cut[name], whole[name], rtol=1e-8, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}"
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,6 +126,19 @@ def test_token_by_token_is_the_whole(kind):
         steps.append(logits)
     torch.testing.assert_close(torch.cat(steps, 1), whole, **close)
     assert_same_memory(state, end)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_and_states_are_copied_and_pickled(kind):
+    """For worker processes, and for whoever keeps a state in a file of their own."""
+    model = build(kind)
+    x = tokens(2, 5)
+    want, state = model(x)
+    logits, _ = model(x, state)
+    for again in (copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))):
+        assert torch.equal(again(model)(x)[0], want)
+        assert again(model.config) == model.config
+        assert torch.equal(model(x, again(state.detach()))[0], logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,6 +217,25 @@ def test_recomputed_activations_give_the_same_gradients(kind, every):
         (logits[mask].square().sum() + sum(t.sum() for t in after.tensors())).backward()
         results.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("kind", ["xlstm", "xlstm_large"])
+def test_every_nth_block_is_recomputed_and_no_other(kind):
+    model = build(kind)
+    blocks = model.stack.blocks if kind == "xlstm" else model.backbone.blocks
+    calls = [0] * len(blocks)
+
+    def count(index):
+        calls[index] += 1
+
+    for index, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda *_, index=index: count(index))
+    model.checkpoint_every = 2
+    model(tokens(2, 5))[0].sum().backward()
+    assert calls == [2 if index % 2 == 0 else 1 for index in range(len(blocks))]
+    with torch.no_grad():
+        model(tokens(2, 5))
+    assert calls == [3 if index % 2 == 0 else 2 for index in range(len(blocks))], "nothing to recompute for"
 
 
 def test_recomputation_draws_the_same_dropout():

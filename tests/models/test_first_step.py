@@ -144,6 +144,30 @@ def test_half_precision_is_the_same_model(kind):
         assert (got - want).square().mean().sqrt() < 0.02 * want.square().mean().sqrt()
 
 
+@pytest.mark.parametrize("precision", ["autocast", "bf16"])
+def test_the_gates_of_an_slstm_are_not_rounded(precision):
+    """i and f are exponents: bf16 would round a forget gate of 5 to steps of 1/32."""
+    block = make("xlstm").stack.blocks[1]
+    x = torch.randn(2, 7, D)
+    if precision == "bf16":
+        block, x = block.bfloat16(), x.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        gates = block._gates(x, x)
+    want = block.double()._gates(x.double(), x.double())
+    assert gates.dtype == torch.float32
+    torch.testing.assert_close(gates.double(), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_fp16_trains_and_continues(kind):
+    model = make(kind).half()
+    x = torch.randint(0, W, (2, 70))
+    logits, state = model(x)
+    logits.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model(x[:, :1], state)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_tied_head_is_the_embedding(kind):
     """One tensor, once in the optimiser, without decay, and with the gradient of both uses."""
