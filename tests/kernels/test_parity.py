@@ -75,13 +75,13 @@ def test_mlstm_in_float64(backend: str, T: int, input_gate: str, forget_gate: st
             assert_equal(got, want, limits(torch.float64), f"{backend}, T={T}, chunk={chunk}, {list(flags)}")
 
 
-@pytest.mark.parametrize("chunk", [7, 32, 128])
-def test_mlstm_in_many_blocks_and_one_row_at_a_time(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chunk", "i_mean"), [(7, 0.0), (32, -10.0), (128, 5.0)])
+def test_mlstm_in_many_blocks_and_one_row_at_a_time(chunk: int, i_mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """What long sequences and large batches do: several saved states, several chunks to each, rows in turn."""
     backend = importlib.import_module("openxlstm.kernels.torch.mlstm")
     monkeypatch.setattr(backend, "BLOCK", 64)
     monkeypatch.setattr(backend, "CACHE", 1)
-    x, state = mlstm_inputs(300), mlstm_state()
+    x, state = mlstm_inputs(300, i_mean=i_mean), mlstm_state()
     for flags in ({}, random_flags(300)):
         want = mlstm_results(mlstm.chunkwise, x, state, **flags, chunk=100)
         got = mlstm_results(kernels.mlstm, x, state, **flags, chunk=chunk, backend="torch")

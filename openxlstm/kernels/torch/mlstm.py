@@ -49,9 +49,9 @@ class Block:
     G: int
     L: int
 
-    def saved(self, rows: slice, B: int) -> slice:
+    def saved(self, rows: slice, B: int, H: int) -> slice:
         """Where the state before this block is kept for these rows of a batch of B."""
-        return slice(self.index * B + rows.start, self.index * B + rows.stop)
+        return slice((self.index * B + rows.start) * H, (self.index * B + rows.stop) * H)
 
 
 def blocks(T: int, chunk: int) -> Iterator[Block]:
@@ -98,21 +98,21 @@ def forward(
     chunk: int,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """h [B,T,H,V]; C, n, m after the last step; a [B,T,H]; states [P B, H, K, X], P = 0 unless `save`. T >= 1.
+    """h [B,T,H,V]; C, n, m after the last step; a [B,T,H]; states [P B H, K, X], P = 0 unless `save`. T >= 1.
 
-    P and B share an axis: a compiler takes an axis of length 1 for a constant, and P = 1 would compile anew.
+    P, B and H share an axis: a compiler takes an axis of length 1 for a constant, and P = 1 would compile anew.
     """
     B, T, H, K = q.shape
     V, X = v.shape[-1], width(v.shape[-1], input_gate)
     gates = gate_pass(i, f, m, reset, mask, input_gate=input_gate, forget_gate=forget_gate, chunk=chunk)
     h, a = v.new_empty(B, T, H, V, dtype=q.dtype), C.new_zeros(B, T, H)
-    states = C.new_empty(saved_states(T, chunk) * B if save else 0, H, K, X)
+    states = C.new_empty(saved_states(T, chunk) * B * H if save else 0, K, X)
     end = C.new_empty(B, H, K, X)
     for rows in _batches(B, H * min(T, BLOCK) * (3 * K + 2 * X + 2 * chunk) * C.element_size()):
         memory = _join(C[rows], n[rows], X)
         for block in blocks(T, chunk):
             if save:
-                states[block.saved(rows, B)] = memory.view(-1, H, K, X)
+                states[block.saved(rows, B, H)] = memory
             part = _Part.read(q, k, v, gates, mask, rows, block, X)
             path = part.states(memory)
             memory = path[-1]
@@ -163,7 +163,7 @@ def backward(
         grad = _join(dC[rows], dn[rows], X)
         for block in reversed(list(blocks(T, chunk))):
             part = _Part.read(q, k, v, gates, mask, rows, block, X)
-            path = part.states(states[block.saved(rows, B)].flatten(0, 1))
+            path = part.states(states[block.saved(rows, B, H)])
             weight = part.weights().flatten(0, 1)
             S = torch.bmm(part.q.flatten(0, 1), part.k.flatten(0, 1).mT).mul_(weight)
             u = part.cotangents(dh, a, eps, normalised=input_gate != "sigmoid")

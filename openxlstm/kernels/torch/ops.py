@@ -77,7 +77,7 @@ def _mlstm_fake(q: Any, k: Any, v: Any, i: Any, f: Any, C: Any, n: Any, m: Any, 
     B, T, H, K = q.shape
     V = v.shape[-1]
     P = mlstm.saved_states(T, chunk) if save else 0
-    states = C.new_empty(P * B, H, K, mlstm.width(V, input_gate))
+    states = C.new_empty(P * B * H, K, mlstm.width(V, input_gate))
     h = v.new_empty(B, T, H, V, dtype=q.dtype)
     return h, C.new_empty(C.shape), n.new_empty(n.shape), m.new_empty(m.shape), C.new_empty(B, T, H), states
 
