@@ -1,8 +1,8 @@
 """What a cell remembers: frozen, typed, fp32.
 
 A state goes into every operation and comes out of it; nothing passed in is ever changed. The empty state is all
-zeros. States keep fp32 whatever the activations are (fp64 for fp64): over 2,048 steps a state kept in bf16 costs
-2e-2 relative error, in fp32 4e-7.
+zeros. States keep fp32 whatever the activations are (fp64 for fp64): over 2,048 steps of an mLSTM with K = V = 32, a
+state kept in bf16 is off by 5 % at forget gates around 3 and by more than its size around 6; in fp32 by 6e-7 and 1e-5.
 
 B batch, H heads, K query/key width (sLSTM: head width), V value width.
 """

@@ -88,6 +88,14 @@ def test_mlstm_in_many_blocks_and_one_row_at_a_time(chunk: int, i_mean: float, m
         assert_equal(got, want, limits(torch.float64), f"chunk={chunk}, {list(flags)}")
 
 
+@pytest.mark.parametrize("input_gate", ["sigmoid", "sigmoid_normalized"])
+@pytest.mark.parametrize("T", [1, 70])
+def test_a_state_that_another_gate_left_counts_with_its_exponent(input_gate: str, T: int) -> None:
+    x, state = mlstm_inputs(T), mlstm_state(stabilised=True)
+    got, want = (mlstm_results(form, x, state, input_gate=input_gate) for form in (kernels.mlstm, mlstm.recurrent))
+    assert_equal(got, want, limits(torch.float64), f"{input_gate}, T={T}")
+
+
 def test_one_state_is_saved_for_every_block() -> None:
     backend = importlib.import_module("openxlstm.kernels.torch.mlstm")
     for chunk in (1, 7, 64, 100, 512, 600):

@@ -90,6 +90,7 @@ def gate_pass(
         row, m_into, m_out = _rows(key, b, log_f, m_in, segment, starts)
     else:
         row, m_into, m_out = -b, torch.zeros_like(b[..., 0]), m_in.new_zeros(m_in.shape)  # nothing is stabilised: m = 0
+        m_into[0] = m_in  # 0 as well, unless another gate left this state
     enter = torch.exp(m_into[..., None] - row)
     write = torch.exp(key - row[..., -1:])
     if segment is not None:
