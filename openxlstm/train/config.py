@@ -184,9 +184,9 @@ def find(name: str) -> Path:
         return file
     if (file := _FOLDER / f"{name.removesuffix('.toml')}.toml").is_file():
         return file
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         raise ValueError(f"{name} is a folder, not a recipe; to go on with a run, give the recipe it began with")
-    raise ValueError(f"{name}: there is no such recipe file; shipped with openxlstm are {', '.join(shipped())}")
+    raise ValueError(f"{name!r}: there is no such recipe file; shipped with openxlstm are {', '.join(shipped())}")
 
 
 def shipped() -> list[str]:

@@ -1,6 +1,8 @@
 """What a run finds: the device, whether bf16 is worth using on it, and the versions that produced a number."""
 
+import os
 import platform
+import shutil
 import sys
 from importlib import metadata
 from typing import Any, Literal
@@ -30,6 +32,20 @@ def precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> 
             f' this {device.type} has not; "auto" uses them where they are, "fp32" works everywhere'
         )
     return "fp32"
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compiled training on a CPU is C++ that is built when the first step runs.
+
+    Raises:
+        ValueError: there is no C++ compiler where PyTorch looks for one.
+    """
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(name) is None:
+        raise ValueError(
+            f"train.compile = true needs a C++ compiler, and there is no {name!r} here; install one, or name yours in"
+            " the environment variable CXX, or leave train.compile out"
+        )
 
 
 def describe(device: torch.device) -> dict[str, Any]:

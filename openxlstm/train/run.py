@@ -131,6 +131,8 @@ def open_run(
     _refuse_run_in_corpus(folder, recipe)
     device = machine.device()
     precision = machine.precision(recipe.train.precision, device)
+    if recipe.train.compile:
+        machine.check_compiler(device)
 
     def tell(split: str, done: int, total: int) -> None:
         if done == total:

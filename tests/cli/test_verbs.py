@@ -111,12 +111,38 @@ def test_ctrl_c_is_not_an_error_of_ours(run_folder, monkeypatch) -> None:
         (["generate", "RUM", "-p", "a"], "did you mean"),
         (["generate", "/", "-p", "a"], "neither a run folder nor a model folder"),
         (["info", "xlstm-7"], "there is no folder, recipe or preset 'xlstm-7'; did you mean xlstm-7b?"),
+        (["info", "stdlib-dem"], "there is no folder, recipe or preset 'stdlib-dem'; did you mean stdlib-demo?"),
         (["info", "/"], "neither a run folder nor a model folder"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(run_folder, arguments, sentence) -> None:
     places = {"RUN": str(run_folder), "RUM": str(run_folder.parent / "demp")}
     assert sentence in refused(*(places.get(argument, argument) for argument in arguments))
+
+
+def test_a_prompt_that_is_no_text_is_refused(run_folder) -> None:
+    done = CliRunner().invoke(main, ["generate", str(run_folder), "-p", "-"], input=b"a\xff")
+    assert done.exit_code == 2
+    assert "the prompt on standard input is not UTF-8 text" in done.output
+
+
+def test_info_reads_no_weights(run_folder, monkeypatch) -> None:
+    """Of 7B parameters that would be 27 GB."""
+
+    def read(*_: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr("openxlstm.checkpoint.store._read_tensors", read)
+    assert xlstm("info", run_folder).exit_code == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 16 TB")])
+def test_a_lack_of_memory_is_a_sentence(run_folder, monkeypatch, error) -> None:
+    def hungry(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("openxlstm.infer.generate.pieces", hungry)
+    assert "not enough memory (" in refused("generate", run_folder, "-p", "a")
 
 
 def test_a_run_without_a_model_is_known_as_one(tmp_path) -> None:

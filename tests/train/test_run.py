@@ -357,6 +357,25 @@ def test_interrupted_in_every_way_the_curve_is_the_same(tmp_path: Path, recipe_f
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.compile
+def test_a_compiled_run_has_the_same_curve(tmp_path: Path, train_small: Train) -> None:
+    """Without dropout, whose masks a compiler draws in its own order."""
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        course = ("model.pattern=m", "model.dropout=0.0", "train.steps=2", f"train.compile={compiled}")
+        assert train_small(tmp_path / name, *course) == "done"
+    for one, other in zip(curve(tmp_path / "plain"), curve(tmp_path / "compiled"), strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_without_a_compiler_nothing_is_begun(
+    tmp_path: Path, train_small: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"train.compile = true needs a C\+\+ compiler.*'no-such-compiler'"):
+        train_small(tmp_path / "run", "train.compile=true")
+    assert not (tmp_path / "run").exists()
+
+
 def test_it_learns(tmp_path: Path, train_small: Train) -> None:
     """Sixty short documents nearly by heart: 0.45 nats, where guessing by frequency costs about 3."""
     course = ("train.steps=90", "model.dropout=0.0", "model.width=32", "train.micro_batch=6", "evaluate.every=90")
