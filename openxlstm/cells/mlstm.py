@@ -76,22 +76,24 @@ def step(
     if mask is not None:
         q, k, v, i, f = (torch.where(_like(mask, x), x, 0.0) for x in (q, k, v, i, f))  # 0 * NaN is NaN
 
-    log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f  # (26)
-    log_i = i if input_gate == "exp" else F.logsigmoid(i)  # (25)
-    m = torch.maximum(log_f + state.m, log_i) if input_gate == "exp" else torch.zeros_like(state.m)  # (15)
+    # fmt: off
+    log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f                                            # (26)
+    log_i = i if input_gate == "exp" else F.logsigmoid(i)                                                 # (25)
+    m = torch.maximum(log_f + state.m, log_i) if input_gate == "exp" else torch.zeros_like(state.m)       # (15)
     m = m.detach()
-    write_BH = torch.exp(log_i - m)  # (16)
-    keep_BH = torch.exp(log_f + state.m - m)  # (17)
+    write_BH = torch.exp(log_i - m)                                                                       # (16)
+    keep_BH = torch.exp(log_f + state.m - m)                                                              # (17)
     kv_BHKV = k[..., :, None] * v[..., None, :]
-    C = keep_BH[..., None, None] * state.C + write_BH[..., None, None] * kv_BHKV  # (19)
-    n = keep_BH[..., None] * state.n + write_BH[..., None] * k  # (20)
-    q = q * q.shape[-1] ** -0.5  # (23)
-    h = (q[..., None, :] @ C)[..., 0, :]
+    C = keep_BH[..., None, None] * state.C + write_BH[..., None, None] * kv_BHKV                          # (19)
+    n = keep_BH[..., None] * state.n + write_BH[..., None] * k                                            # (20)
+    q = q * q.shape[-1] ** -0.5                                                                           # (23)
+    h = torch.einsum("bhk,bhkv->bhv", q, C)
     if input_gate == "sigmoid":
         n = torch.zeros_like(n)
     else:
         a_BH = (q * n).sum(-1)
-        h = h / denominator(a_BH, m, eps)[..., None]  # (21)
+        h = h / denominator(a_BH, m, eps)[..., None]                                                      # (21)
+    # fmt: on
 
     after = mLSTMState(C, n, m)
     if mask is not None:
@@ -186,8 +188,9 @@ def _one_chunk(
     L, dtype = q.shape[1], q.dtype
     q, k, v, i, f = (x.to(state.m.dtype) for x in (q, k, v, i, f))
     q, k, v, f = (torch.where(_like(mask, x), x, 0.0) for x in (q, k, v, f))
-    log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f  # (26)
-    log_i = i if input_gate == "exp" else F.logsigmoid(i)  # (25)
+    # fmt: off
+    log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f                                            # (26)
+    log_i = i if input_gate == "exp" else F.logsigmoid(i)                                                 # (25)
     log_f_BHL = torch.where(mask[..., None], log_f, 0.0).transpose(1, 2)
     log_i_BHL = torch.where(mask[..., None], log_i, -torch.inf).transpose(1, 2)
 
@@ -199,22 +202,23 @@ def _one_chunk(
     log_w = b_BHL[..., :, None] - b_BHL[..., None, :] + log_i_BHL[..., None, :]
     log_w = torch.where(same_BHLL & causal_LL, log_w, -torch.inf)
     log_g = b_BHL + torch.where(first_BHL, state.m[..., None], 0.0)
-    m_BHL = torch.maximum(log_w.amax(-1), log_g) if input_gate == "exp" else torch.zeros_like(log_g)  # (15)
+    m_BHL = torch.maximum(log_w.amax(-1), log_g) if input_gate == "exp" else torch.zeros_like(log_g)      # (15)
     m_BHL = m_BHL.detach()
-    w_BHLL = torch.exp(log_w - m_BHL[..., None])  # (16)
-    g_BHL = torch.where(first_BHL, torch.exp(log_g - m_BHL), 0.0)  # (17)
+    w_BHLL = torch.exp(log_w - m_BHL[..., None])                                                          # (16)
+    g_BHL = torch.where(first_BHL, torch.exp(log_g - m_BHL), 0.0)                                         # (17)
 
-    q = q * q.shape[-1] ** -0.5  # (23)
+    q = q * q.shape[-1] ** -0.5                                                                           # (23)
     S_BHLL = torch.einsum("bjhk,blhk->bhjl", q, k) * w_BHLL
     h = torch.einsum("bhjl,blhv->bhjv", S_BHLL, v)
     h = h + g_BHL[..., None] * torch.einsum("bjhk,bhkv->bhjv", q, state.C)
     C = torch.einsum("bhl,blhk,blhv->bhkv", w_BHLL[:, :, -1], k, v) + g_BHL[..., -1, None, None] * state.C  # (19)
-    n = torch.einsum("bhl,blhk->bhk", w_BHLL[:, :, -1], k) + g_BHL[..., -1, None] * state.n  # (20)
+    n = torch.einsum("bhl,blhk->bhk", w_BHLL[:, :, -1], k) + g_BHL[..., -1, None] * state.n               # (20)
     if input_gate == "sigmoid":
         n = torch.zeros_like(n)
     else:
         a_BHL = S_BHLL.sum(-1) + g_BHL * torch.einsum("bjhk,bhk->bhj", q, state.n)
-        h = h / denominator(a_BHL, m_BHL, eps)[..., None]  # (21)
+        h = h / denominator(a_BHL, m_BHL, eps)[..., None]                                                 # (21)
+    # fmt: on
     h = torch.where(mask[..., None, None], h.transpose(1, 2), 0.0)
     return h.to(dtype), mLSTMState(C, n, m_BHL[..., -1])
 

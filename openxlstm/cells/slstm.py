@@ -49,17 +49,19 @@ def step(
     if mask is not None:
         gates = torch.where(mask[:, None, None, None], gates, 0.0)  # 0 * NaN is NaN
 
-    raw = gates + torch.einsum("bhd,hdge->bghe", state.h, R) + b  # (11)-(14)
+    # fmt: off
+    raw = gates + torch.einsum("bhd,hdge->bghe", state.h, R) + b                                     # (11)-(14)
     i, f, z, o = raw.unbind(1)
-    log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f  # (13)
+    log_f = F.logsigmoid(f) if forget_gate == "sigmoid" else f                                            # (13)
     l = log_f + state.m
     empty = state.n == 0
-    m = torch.where(empty, i, torch.maximum(l, i)).detach()  # (15)
-    write = torch.exp((i - m).clamp(max=0.0))  # (16)
-    keep = torch.where(empty, 0.0, torch.exp((l - m).clamp(max=0.0)))  # (17)
-    c = keep * state.c + write * torch.tanh(z)  # (8)
-    n = keep * state.n + write  # (9)
-    h = torch.sigmoid(o) * c / n  # (10)
+    m = torch.where(empty, i, torch.maximum(l, i)).detach()                                               # (15)
+    write = torch.exp((i - m).clamp(max=0.0))                                                             # (16)
+    keep = torch.where(empty, 0.0, torch.exp((l - m).clamp(max=0.0)))                                     # (17)
+    c = keep * state.c + write * torch.tanh(z)                                                             # (8)
+    n = keep * state.n + write                                                                             # (9)
+    h = torch.sigmoid(o) * c / n                                                                          # (10)
+    # fmt: on
 
     after = sLSTMState(h, c, n, m)
     if mask is not None:
