@@ -37,7 +37,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --durations=10
-	$(BIN)/pytest -q -m compile -o addopts=
+	$(BIN)/pytest -q -m compile -o addopts=--import-mode=importlib
 
 ## bench: speed and memory beside the installed peers; prints nothing while parity is red
 bench: $(READY)
