@@ -358,6 +358,7 @@ def test_interrupted_in_every_way_the_curve_is_the_same(tmp_path: Path, recipe_f
 
 
 @pytest.mark.compile
+@pytest.mark.skipif(not shutil.which("g++"), reason="the default compiler of torch.compile needs a C++ compiler")
 def test_a_compiled_run_has_the_same_curve(tmp_path: Path, train_small: Train) -> None:
     """Without dropout, whose masks a compiler draws in its own order."""
     for name, compiled in (("plain", "false"), ("compiled", "true")):
