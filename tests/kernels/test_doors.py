@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ print(growth(int(sys.argv[1])))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's own account of a process's memory")
-def test_memory_is_linear_in_length_and_below_three_gigabytes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_is_linear_in_length_and_below_three_gigabytes(record_property: Callable[[str, object], None]) -> None:
     """Peak growth of forward and backward at B=1, H=4, K=64, V=128, in GiB; one fresh process for each length."""
     growth = {}
     for T in (16_384, 32_768, 65_536):
@@ -133,8 +134,7 @@ def test_memory_is_linear_in_length_and_below_three_gigabytes(capsys: pytest.Cap
             [sys.executable, "-c", MEMORY, str(T)], check=True, capture_output=True, text=True, timeout=300
         )
         growth[T] = float(done.stdout)
-    with capsys.disabled():
-        print("\n  peak growth in GiB: " + ", ".join(f"T={T}: {size:.3f}" for T, size in growth.items()))
+    record_property("measured", "peak growth in GiB, " + ", ".join(f"T={T}: {size:.3f}" for T, size in growth.items()))
     assert growth[65_536] < 3.0
     assert growth[65_536] < 2.3 * growth[32_768]
     assert growth[32_768] < 2.3 * growth[16_384]
