@@ -33,8 +33,13 @@ DEFINITION = {"torch", "jaxtyping", "openxlstm"}  # all that cells/ may know
 OPTIONAL = {  # package: the folders that may import it
     "triton": ("kernels/triton",),
     "transformers": ("hf",),
+    "accelerate": ("hf",),
+    "peft": ("hf",),
+    "trl": ("hf",),
     "gguf": ("checkpoint",),
+    "yaml": ("checkpoint",),
     "datatrove": ("data",),
+    "wandb": ("train",),
     "matplotlib": ("train", "bench"),
     "lm_eval": ("tasks",),
     "starlette": ("serve",),
@@ -42,7 +47,7 @@ OPTIONAL = {  # package: the folders that may import it
     "mlstm_kernels": ("bench",),  # the peers that our speed is compared with
     "xlstm": ("bench",),
 }
-HOMES = ("kernels/triton/", "hf/", "serve/", "train/plots.py")  # what exists for its dependency imports it at the top,
+HOMES = ("kernels/triton/", "hf/", "serve/", "train/plots.py", "data/pipeline.py", "tasks/lm_eval.py")  # what exists for its dependency imports it at the top,
 # and is itself imported only by functions, or by the same home
 
 
