@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= runs/demo
-PEERS  := mlstm_kernels==2.0.6 einops==0.8.2
+PEERS  := xlstm==2.0.6 mlstm_kernels==2.0.6 einops==0.8.2 omegaconf==2.4.0 dacite==1.9.2
 
 .PHONY: demo test check bench docs setup format clean
 
@@ -17,6 +17,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+# The other implementations of xLSTM, for comparison only. Without their dependencies: those would bring compilers.
+$(VENV)/.peers: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	touch $@
 
 ## demo: train a small xLSTM on the Python library's source (at most 5 minutes), sample from it, write a report
 demo: $(READY)
@@ -32,7 +37,7 @@ check: $(READY)
 	$(BIN)/pytest -q -n 2 -m 'not compile and not slow'
 
 ## test: everything a machine without an accelerator can prove
-test: $(READY)
+test: $(VENV)/.peers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -40,8 +45,7 @@ test: $(READY)
 	$(BIN)/pytest -q -m compile -o addopts=--import-mode=importlib
 
 ## bench: speed and memory beside the installed peers; prints nothing while parity is red
-bench: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+bench: $(VENV)/.peers
 	$(BIN)/python -m openxlstm.bench.kernels
 
 ## docs: every command and every example in README and docs is executed
