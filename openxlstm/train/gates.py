@@ -56,7 +56,7 @@ def measure(model: Any, forward: Callable[[], object]) -> dict[str, Any]:
             forward()
     finally:
         model.train(training)
-    assert layers and logits, "the forward pass was not one of this model"
+    assert len(logits) == 1, f"`forward` must be one forward pass of the model; the head was called {len(logits)} times"
     named = [{"layer": index, **layer} for index, layer in enumerate(layers)]
     return {"gates": named, "logit_max": max(logits)}
 
@@ -115,7 +115,7 @@ def _of_mlstm(
     exponents = _running_max(_log_keep(f, forget_gate), i, m, reset) if stabilised else i.new_zeros(())
     floor = None
     if input_gate != "sigmoid":
-        # The cell itself, asked to remember ones: what it reads is q.n / max(|q.n|, exp(-m)), of size 1 above the floor.
+        # The cell itself, asked to remember ones: it reads q.n / max(|q.n|, exp(-m)), of size 1 above the floor.
         ones = torch.ones_like(v[..., :1], dtype=torch.float32)
         before = None if state is None else mLSTMState(state.n[..., None], state.n, state.m)
         gates = {"input_gate": input_gate, "forget_gate": forget_gate}
