@@ -19,11 +19,11 @@ from typing import Any
 
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.train import budget, optim
-from openxlstm.train.config import Recipe
 from openxlstm.train.evaluate import evaluate
 from openxlstm.train.finish import Ending, Sample, finish, is_finished
 from openxlstm.train.log import Display, Journal, clock, counted, cut_journal
 from openxlstm.train.loss import Score, backward, derived
+from openxlstm.train.recipe import Recipe
 from openxlstm.train.report import SUMMARY, write_report
 from openxlstm.train.run import Run, only_one, open_run
 from openxlstm.train.schedules import Schedule
@@ -120,13 +120,13 @@ def _ending(run: Run, watch: Clock, stop: Stop) -> Ending | None:
 def _step(run: Run, watch: Clock) -> dict[str, Any]:
     """One step of the optimiser; returns its line for the journal."""
     began = time.perf_counter()
-    recipe, step = run.recipe, run.progress.step
+    recipe, step, rows = run.recipe, run.progress.step, run.recipe.train.ramp[0][1]
     rate = recipe.optim.lr * run.schedule.factor(step)
     score = backward(
         run.model,
         run.batch(),
         run.bytes_of,
-        micro_batch=recipe.train.micro_batch or recipe.train.batch,
+        micro_batch=recipe.train.micro_batch or rows,
         seed=derived(recipe.train.seed, step),
         autocast=run.autocast,
     )
@@ -135,7 +135,7 @@ def _step(run: Run, watch: Clock) -> dict[str, Any]:
     optim.set_rate(run.optimiser, rate)
     run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
-    run.progress = replace(run.progress, step=step + 1, consumed=run.progress.consumed + recipe.train.batch)
+    run.progress = replace(run.progress, step=step + 1, consumed=run.progress.consumed + rows)
     return {
         "step": step + 1,
         "loss": score.loss,
@@ -143,7 +143,7 @@ def _step(run: Run, watch: Clock) -> dict[str, Any]:
         "lr": rate,
         "grad_norm": norm,
         "tokens": score.tokens,
-        "utilisation": round(score.tokens / (recipe.train.batch * recipe.data.context), 4),
+        "utilisation": round(score.tokens / (rows * recipe.data.context), 4),
         "tokens_per_second": round(score.tokens / (time.perf_counter() - began), 1),
         "elapsed": round(watch.elapsed(), 3),
     }

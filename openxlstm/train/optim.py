@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from openxlstm.train.config import OptimRecipe
+from openxlstm.train.recipe import OptimRecipe
 
 
 def build(model: Any, recipe: OptimRecipe) -> torch.optim.AdamW:

@@ -28,9 +28,9 @@ from openxlstm.data.tokens import TokenFolder, write_atomically
 from openxlstm.data.windows import Stream
 from openxlstm.train import budget, checkpoints, config, machine, optim
 from openxlstm.train.checkpoints import Progress
-from openxlstm.train.config import Recipe
 from openxlstm.train.log import read_json
 from openxlstm.train.loss import Rows, derived
+from openxlstm.train.recipe import ARCHITECTURES, Recipe
 from openxlstm.train.report import SUMMARY
 from openxlstm.train.schedules import Schedule
 
@@ -70,7 +70,8 @@ class Run:
 
     def batch(self) -> Rows:
         """The rows of the next step: a pure function of the data, the seed and the number of rows read so far."""
-        windows = self.order.windows(self.progress.consumed, self.recipe.train.batch)
+        rows = dict(self.recipe.train.ramp)[0]
+        windows = self.order.windows(self.progress.consumed, rows)
         return Rows.of(self.rows.batch(windows), self.bytes_of.device)
 
     def write_facts(self) -> None:
@@ -100,9 +101,10 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> tuple[Recipe, Token
     if not tokenizer.byte_level or tokenizer.end_id is None:
         lacks = "does not spell bytes (ByteLevel)" if not tokenizer.byte_level else "has no token that ends a document"
         raise ValueError(f'{table.where("data.tokenizer")}: data.tokenizer = {said!r} {lacks}; "bytes" always works')
-    if recipe.data.corpus != config.FILES["data.corpus"] and not Path(recipe.data.corpus).is_dir():
+    corpus = recipe.data.mixture[0].path
+    if corpus != config.FILES["data.corpus"] and not Path(corpus).is_dir():
         where = table.where("data.corpus")
-        raise ValueError(f'{where}: data.corpus = "{recipe.data.corpus}" is no folder; name one, or "stdlib"')
+        raise ValueError(f'{where}: data.corpus = "{corpus}" is no folder; name one, or "stdlib"')
     return config.resolve(recipe, table, tokenizer.vocab_size), tokenizer
 
 
@@ -138,18 +140,18 @@ def open_run(
         if done == total:
             note(f"{split}: {total:,} documents are tokens now, in {cache}")
 
-    prepared = prepare_corpus(recipe.data.corpus, cache, tokenizer, progress=tell)
+    prepared = prepare_corpus(recipe.data.mixture[0].path, cache, tokenizer, progress=tell)
     splits = {
         name: Stream(TokenFolder.open(prepared / name), recipe.data.context) for name in ("train", "valid", "test")
     }
     if not all(part.folder.byte_level for part in splits.values()):
         raise ValueError(
-            f"data.tokenizer = {recipe.data.tokenizer!r}: its tokens do not spell the texts of {recipe.data.corpus}"
+            f"data.tokenizer = {recipe.data.tokenizer!r}: its tokens do not spell the texts of the corpus"
             " byte for byte (a normalizer, or an added space), so bits per byte would be wrong; take that out of it"
         )
 
     torch.manual_seed(derived(recipe.train.seed))
-    _, build = config.ARCHITECTURES[recipe.model["architecture"]]
+    _, build = ARCHITECTURES[recipe.model["architecture"]]
     model = build(recipe.model_config()).to(device)
     model.checkpoint_every = recipe.train.checkpoint_every
     optimiser = optim.build(model, recipe.optim)
@@ -262,7 +264,7 @@ def _belongs(folder: Path, recipe: Recipe, begun: bool) -> dict[str, Any] | None
 
 
 def _refuse_run_in_corpus(folder: Path, recipe: Recipe) -> None:
-    corpus = recipe.data.corpus
+    corpus = recipe.data.mixture[0].path
     if corpus != config.FILES["data.corpus"] and folder.resolve().is_relative_to(Path(corpus).resolve()):
         raise ValueError(
             f"the run folder {folder} lies inside the corpus {corpus}, and what the run writes would become part of"

@@ -33,7 +33,8 @@ class Table:
     origins: dict[str, str] = field(default_factory=dict)
 
     def where(self, path: str) -> str:
-        """Who said `path`: a file name, or the command line."""
+        """Who said `path`: a file name, or the command line. What stands in a list was said with the list."""
+        path = path.partition("[")[0]
         inside = (origin for leaf, origin in self.origins.items() if leaf == path or leaf.startswith(f"{path}."))
         return next(inside, self.name)
 
@@ -86,7 +87,9 @@ def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
         if path in seen:
             raise ValueError(f"{COMMAND_LINE}: {path} is given twice; keep one of them")
         seen.add(path)
-        _insert(values, path, _override_value(word, text), COMMAND_LINE)
+        value = _override_value(word, text)
+        for leaf, item in _leaves({path: value}) if isinstance(value, Mapping) else ((path, value),):
+            _insert(values, leaf, item, COMMAND_LINE)
     return values
 
 
@@ -152,13 +155,18 @@ def _read_value(hint: Any, value: Any, table: Table, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         plain = [option for option in arguments if option is not type(None)]
         fitting = [option for option in plain if _fits(option, value)]
+        if not fitting and len(plain) > 1:
+            raise ValueError(f"{table.where(path)}: {path} = {value!r} must be {_describe(hint)}")
         return _read_value((fitting or plain)[0], value, table, path)
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         return read(hint, value, table, path)
+    if origin is tuple and arguments[-1] is Ellipsis and is_dataclass(arguments[0]) and _is_list_of_tables(value):
+        return tuple(read(arguments[0], item, table, f"{path}[{index}]") for index, item in enumerate(value))
     if not _fits(hint, value):
         raise ValueError(f"{table.where(path)}: {path} = {value!r} must be {_describe(hint)}{_near(hint, value)}")
     if origin is tuple:
-        return tuple(_read_value(option, item, table, path) for option, item in zip(arguments, value, strict=True))
+        options = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_read_value(option, item, table, path) for option, item in zip(options, value, strict=True))
     return float(value) if hint is float else value
 
 
@@ -167,7 +175,12 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin is typing.Literal:
         return value in arguments and type(value) in {type(option) for option in arguments}
     if origin is tuple:
-        return isinstance(value, list | tuple) and len(value) == len(arguments) and all(map(_fits, arguments, value))
+        if not isinstance(value, list | tuple):
+            return False
+        options = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return len(value) == len(options) and all(map(_fits, options, value))
+    if origin is Mapping and arguments[1] is str:
+        return isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
     if hint in (int, float) and isinstance(value, bool):  # for Python a bool is an int; for a recipe it is not
         return False
     if hint is int:
@@ -182,8 +195,14 @@ def _describe(hint: Any) -> str:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, arguments))
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(_describe(option) for option in arguments if option is not type(None))
+    if typing.get_origin(hint) is tuple and arguments[-1] is Ellipsis:
+        return f"a list, and each of its items {_describe(arguments[0])}"
     if typing.get_origin(hint) is tuple:
         return f"a list of {len(arguments)} numbers"
+    if typing.get_origin(hint) is Mapping and arguments[1] is str:
+        return "a table of texts"
     return names.get(hint, "a table")
 
 
@@ -191,6 +210,10 @@ def _near(hint: Any, value: Any) -> str:
     options = [option for option in typing.get_args(hint) if isinstance(option, str)]
     near = difflib.get_close_matches(value, options, n=1) if isinstance(value, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _is_list_of_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
 def _leaves(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
@@ -243,5 +266,7 @@ def _toml_value(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's, but DEL
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, Mapping):  # in a list only: elsewhere it is a table of its own
+        return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
     assert isinstance(value, int | float), f"a recipe holds no {type(value).__name__}"
     return repr(value)

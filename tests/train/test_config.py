@@ -68,7 +68,7 @@ def test_units_become_integers(base: Path) -> None:
         ("train.micro_batch=4", "train.micro_batch=4 must divide batch=6; nearest is 3"),
         (
             "train.precision=bf61",
-            "train.precision = 'bf61' must be one of 'auto', 'fp32', 'bf16'; did you mean 'bf16'?",
+            "train.precision = 'bf61' must be one of 'auto', 'fp32', 'bf16', 'fp64'; did you mean 'bf16'?",
         ),
         ("optim.lr=0", "optim.lr=0.0 must be above 0"),
         ("optim.betas=[0.9, 1.0]", "optim.betas=[0.9, 1.0] must be at least 0 and below 1; (0.9, 0.95) is usual"),
@@ -77,12 +77,75 @@ def test_units_become_integers(base: Path) -> None:
         ("model.vocab_size=256", "model.vocab_size = 256 must hold the tokenizer's 257 entries; leave it out to use"),
         ("data.corpus=nowhere", 'nowhere" is no folder; name one, or "stdlib"'),
         ("data.tokenizer=nowhere.json", "data.tokenizer: "),
+        ("data.sources=[]", "data.sources=[] must name at least one source"),
+        ('data.sources=[{ paht = "stdlib" }]', "data.sources[0] has no field 'paht'; did you mean 'path'?"),
+        ('data.sources=[{ path = "stdlib", weight = 0 }]', "data.sources[0].weight=0.0 must be above 0 and finite"),
+        ("data.phase=[{ from_step = 4, weights = [1, 2] }]", "data.phase=[1.0, 2.0] has 2 weights, and there are 1"),
+        ("data.phase=[{ from_step = 4, weights = [0] }]", "data.phase[0].weights=[0.0] must be at least 0, finite"),
+        ("data.skip=[[3, 3]]", "data.skip=[3, 3] must be a range of samples, from 0 on"),
+        ("data.skip=[3]", "data.skip = [3] must be a list, and each of its items a list of 2 numbers"),
+        ("data.valid.a=3", "data.valid = {'a': 3} must be a table of texts"),
+        ("data.window=lane", "did you mean 'lanes'?"),
+        ("train.batch=[[2, 6]]", "train.batch=[[2, 6]] must begin at step 0, as in [[0, 128], [2000, 256]]"),
+        ("train.batch=[[0, 6], [9, 12], [9, 18]]", "train.batch=[0, 9, 9] must be steps in rising order"),
+        ("train.batch=six", "train.batch = 'six' must be a whole number or a list, and each of its items a list of 2"),
+        ("train.shard=0", "train.shard=0 must be at least 1"),
+        ("train.stop_after=0", "train.stop_after=0.0 must be above 0 and finite; leave it out for no limit"),
+        ("loss.chunk=0", "loss.chunk=0 must be at least 1"),
+        ("loss.z_loss=-1", "loss.z_loss=-1.0 must be at least 0 and finite"),
+        ("optim.ema=1", "optim.ema=1.0 must be above 0 and below 1"),
+        ("guard.spike=jump", "guard.spike = 'jump' must be one of 'log', 'skip', 'rollback', 'stop'"),
+        ("guard.deviations=0", "guard.deviations=0.0 must be above 0"),
+        ("checkpoint.keep_every=0", "checkpoint.keep_every=0 must be at least 1"),
+        ("evaluate.lengths=[512, 0]", "evaluate.lengths=0 must be at least 1"),
+        ("log.gates_every=-1", "log.gates_every=-1 must be at least 0"),
     ],
 )
 def test_what_cannot_run_is_a_sentence(base: Path, override: str, sentence: str) -> None:
     said = refusal(base, override)
     assert sentence in said, said
     assert said.startswith("command line: "), "the sentence names who said it"
+
+
+def test_a_source_is_said_in_one_way(base: Path) -> None:
+    sources = 'data.sources=[{ path = "stdlib" }]'
+    assert "data.corpus and data.sources say one thing in two ways" in refusal(base, "data.corpus=stdlib", sources)
+    base.write_text(BASE.replace("[data]\n", '[data]\ncorpus = "stdlib"\n'))
+    assert read_recipe(str(base), [sources])[0].data.corpus is None, "what is said later replaces what was said earlier"
+
+
+def test_lists_and_tables_of_the_command_line_read_back(base: Path, tmp_path: Path) -> None:
+    """Everything that a recipe can hold, through --print and back."""
+    said = (
+        'data.sources=[{ path = "stdlib", weight = 3 }, { path = "stdlib" }]',
+        "data.phase=[{ from_step = 20, weights = [1, 0] }]",
+        'data.valid={ other = "stdlib" }',
+        "data.skip=[[0, 7], [60, 66]]",
+        "train.batch=[[0, 6], [10, 12]]",
+        "optim.schedule.warmup=3",
+        'optim.schedule={ kind = "linear", floor = 0.5 }',
+        "evaluate.lengths=[100, 200]",
+        'evaluate.samples=["def ", "a \\"quoted\\" one"]',
+    )
+    recipe, _ = read_recipe(str(base), said)
+    assert [source.weight for source in recipe.data.mixture] == [3.0, 1.0]
+    assert recipe.train.ramp == ((0, 6), (10, 12))
+    assert (recipe.optim.schedule.warmup, recipe.optim.schedule.kind, recipe.optim.schedule.floor) == (3, "linear", 0.5)
+    again = tmp_path / "again.toml"
+    again.write_text(strict.write_toml(recipe.to_dict()))
+    assert read_recipe(str(again))[0] == recipe
+
+
+@pytest.mark.parametrize("tokens", [1, 299, 300, 301, 3_000, 3_001, 3_601, 9_000])
+def test_a_ramp_of_batches_reaches_its_tokens(base: Path, tokens: int) -> None:
+    """By brute force: 6 rows of 50 for ten steps, then 12."""
+    recipe, _ = read_recipe(str(base), ["train.batch=[[0, 6], [10, 12]]", f"train.tokens={tokens}"])
+    steps, rows = 0, 0
+    while rows * 50 < tokens:
+        rows += 6 if steps < 10 else 12
+        steps += 1
+    assert recipe.train.steps == steps
+    assert recipe.train.rows(steps) == rows
 
 
 def test_a_model_that_cannot_be_built_is_named_by_file(base: Path) -> None:

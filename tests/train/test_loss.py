@@ -9,8 +9,8 @@ import torch
 from openxlstm.data.windows import Batch
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.train import optim
-from openxlstm.train.config import OptimRecipe
 from openxlstm.train.loss import Rows, Score, backward, derived, score, token_nats
+from openxlstm.train.recipe import OptimRecipe
 
 W, B, T = 11, 6, 7
 BYTES_OF = torch.tensor([1] * 8 + [3, 2, 0])  # the last id ends documents and stands for no byte
