@@ -1,7 +1,7 @@
-"""Documents: the source of the Python library on this machine (the embedded corpus), or the text files of a folder.
+"""Corpora: the source of the Python library on this machine (the embedded one), a folder of files, or one file.
 
-A document is a file. It belongs to train, valid or test by the sha256 of its name, so the split is the same on every
-machine, and a document that is added or removed moves no other.
+A document belongs to train, valid or test by the sha256 of its name, so the split is the same on every machine, and a
+document that is added or removed moves no other. How files become documents, and what their names are: records.py.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from openxlstm.data.records import WHOLE, Document, LeftOut, delimiter_of, documents, holds_records
+from openxlstm.data.tokenizer import END_OF_TEXT
+
 SPLITS = ("train", "valid", "test")
 STDLIB = "stdlib"
+SHARES = (90.0, 5.0, 5.0)  # percent of the documents in each split
 
 # Distributions ship the library with or without its tests; packages that were installed beside it are not it; the
 # last two the build generated: they hold its paths and compiler flags, different on every machine.
@@ -25,17 +29,19 @@ _GENERATED = ("config-", "_sysconfigdata")
 
 @final
 @dataclass(frozen=True, slots=True)
-class Document:
-    """One text. `name` is its path below the corpus folder, with forward slashes; it decides the split."""
+class File:
+    """A file of a corpus: where it is, what it is called there, its bytes, and where it is cut (records.py)."""
 
+    path: Path
     name: str
-    text: str
+    size: int
+    delimiter: str
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents sorted by name, and how many files were left out because they were `empty` or not UTF-8 text."""
+    """Documents, in the order of their files' names; and how many were left out as `empty` or as no UTF-8 text."""
 
     source: str
     documents: list[Document]
@@ -51,35 +57,61 @@ class Corpus:
                 digest.update(len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()
 
-    def split(self, wanted: str) -> list[Document]:
+    def split(self, wanted: str, shares: Sequence[float] = SHARES) -> list[Document]:
         """The documents of "train", "valid" or "test"."""
         if wanted not in SPLITS:
             raise ValueError(f"split {wanted!r} must be one of {', '.join(SPLITS)}")
-        return [document for document in self.documents if split_of(document.name) == wanted]
+        return [document for document in self.documents if split_of(document.name, shares) == wanted]
 
 
-def split_of(name: str) -> str:
-    """90 of 100 documents are train, 5 valid, 5 test, chosen by the sha256 of the name alone."""
-    percent = int.from_bytes(hashlib.sha256(_name_bytes(name)).digest()[:8], "big") % 100
-    return "train" if percent < 90 else "valid" if percent < 95 else "test"
+def split_of(name: str, shares: Sequence[float] = SHARES) -> str:
+    """train, valid or test, in these shares (percent, to two decimals), chosen by the sha256 of the name alone."""
+    number = int.from_bytes(hashlib.sha256(_name_bytes(name)).digest()[:8], "big")
+    percent = number % 100 + number // 100 % 100 / 100
+    return "train" if percent < shares[0] else "valid" if percent < round(shares[0] + shares[1], 2) else "test"
 
 
-def read_corpus(source: str | os.PathLike[str]) -> Corpus:
-    """The embedded corpus for "stdlib"; otherwise the text files of the folder `source`."""
+def files_of(source: str | os.PathLike[str], delimiter: str | None = None) -> list[File]:
+    """The files of a corpus in the order of their names: "stdlib", a folder and all below it, or one file.
+
+    A text file in a folder is one document. One that is named itself is cut: at `delimiter` (BLANK, WHOLE or a text),
+    or, without one, at lines that are nothing but <|endoftext|>, or else at blank lines. A delimiter cuts the text
+    files of a folder as well.
+
+    Raises:
+        ValueError: there is no such folder or file.
+    """
     if source == STDLIB:
-        return _read(STDLIB, Path(sysconfig.get_path("stdlib")), ".py", _is_not_the_library)
-    root = Path(source)
-    if root.is_file():
-        raise ValueError(f"{root} is a file; a corpus is a folder with one text file per document: split it first")
-    if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; give a folder of text files, or {STDLIB!r}")
-    corpus = _read(str(root), root, "", _is_hidden)
-    if not corpus.documents:
+        found = _files(Path(sysconfig.get_path("stdlib")), ".py", _is_not_the_library)
+    elif (root := Path(source)).is_dir():
+        found = _files(root, "", _is_hidden)
+    elif root.is_file():
+        if delimiter is None:
+            delimiter = WHOLE if holds_records(root.name) else delimiter_of(root, END_OF_TEXT)
+        found = iter([(root.name, root)])
+    else:
+        raise ValueError(f"there is no folder or file {root}; give texts, or {STDLIB!r}")
+    return [File(path, name, path.stat().st_size, delimiter or WHOLE) for name, path in sorted(found)]
+
+
+def read_corpus(source: str | os.PathLike[str], *, text_key: str = "text", delimiter: str | None = None) -> Corpus:
+    """The whole of a corpus in memory: see `files_of`; `text_key` is where records have their text.
+
+    Raises:
+        ValueError: there is no such folder or file, no document in it, or a damaged record.
+    """
+    left_out = LeftOut()
+    found = [
+        document
+        for file in files_of(source, delimiter)
+        for document in documents(file.path, file.name, text_key, file.delimiter, left_out)
+    ]
+    if not found:
         raise ValueError(
-            f"{root} holds no document: {corpus.empty} files are empty, {corpus.not_text} are not UTF-8 text, "
+            f"{source} holds no document: {left_out.empty} files are empty, {left_out.not_text} are not UTF-8 text, "
             "and hidden ones do not count"
         )
-    return corpus
+    return Corpus(str(source), found, left_out.empty, left_out.not_text)
 
 
 def stdlib_documents() -> list[Document]:
@@ -90,26 +122,6 @@ def stdlib_documents() -> list[Document]:
 def folder_documents(path: str | os.PathLike[str]) -> list[Document]:
     """Every visible UTF-8 text file below a folder."""
     return read_corpus(path).documents
-
-
-def _read(source: str, root: Path, suffix: str, left_out: Callable[[str], bool]) -> Corpus:
-    """Documents below `root` whose name ends in `suffix` and has no part, folder or file, that is `left_out`."""
-    documents, empty, not_text = [], 0, 0
-    for name, path in sorted(_files(root, suffix, left_out)):
-        raw = path.read_bytes()
-        if not raw:
-            empty += 1
-            continue
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            not_text += 1
-            continue
-        if "\0" in text:  # what file(1) and git call binary
-            not_text += 1
-            continue
-        documents.append(Document(name, text))
-    return Corpus(source, documents, empty, not_text)
 
 
 def _files(root: Path, suffix: str, left_out: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:

@@ -44,7 +44,8 @@ def prepare_corpus(
         _refuse_what_is_no_corpus(Path(source), cache)
     corpus = read_corpus(source)
     identity = hashlib.sha256(f"{FORMAT} {corpus.fingerprint} {tokenizer.sha256}".encode()).hexdigest()
-    stem = STDLIB if corpus.source == STDLIB else Path(source).resolve().name
+    root = Path(source).resolve()
+    stem = STDLIB if source == STDLIB else root.stem if root.is_file() else root.name
     result = cache / f"{stem}-{identity[:16]}"
     if result.exists():
         _check(result)
@@ -68,6 +69,36 @@ def prepare_corpus(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return result
+
+
+def open_source(
+    path: str | os.PathLike[str], tokenizer: Tokenizer, cache: str | os.PathLike[str], progress: Progress | None = None
+) -> dict[str, TokenFolder]:
+    """What a recipe calls a source, as token folders by split; only the splits that it has.
+
+    path is one of
+        "stdlib", a folder of texts, one file of texts or records: prepared in `cache`, has all three splits
+        what `xlstm prepare` wrote: has those of train, valid and test that have documents
+        a token folder: {"train": it}
+
+    Raises:
+        ValueError: there is nothing of that kind; the tokens are those of another tokenizer; a file is damaged.
+    """
+    root = Path(path)
+    if path != STDLIB and (root / META).is_file():
+        folders = {"train": TokenFolder.open(root)}
+    else:
+        prepared = path != STDLIB and any((root / split / META).is_file() for split in SPLITS)
+        made = root if prepared else prepare_corpus(path, cache, tokenizer, progress=progress)
+        folders = {split: TokenFolder.open(made / split) for split in SPLITS if (made / split).is_dir()}
+    for folder in folders.values():
+        if folder.tokenizer.sha256 != tokenizer.sha256:
+            raise ValueError(
+                f"{folder.path} holds tokens of another tokenizer ({folder.tokenizer.vocab_size} ids, sha256 "
+                f"{folder.tokenizer.sha256[:12]}; wanted: {tokenizer.vocab_size} ids, {tokenizer.sha256[:12]}); "
+                f"train with {folder.path / 'tokenizer.json'}, or prepare the texts again"
+            )
+    return folders
 
 
 def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None) -> None:
