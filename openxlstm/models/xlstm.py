@@ -388,10 +388,14 @@ class xLSTM(nn.Module):
             tokens = torch.where(mask, tokens, 0)  # padding may carry any id
         return self.stack(self.embedding(tokens), state, reset=reset, mask=mask)
 
+    def readout(self) -> tuple[Float[Tensor, "W D"], float | None]:
+        """What `logits` multiplies by, and the soft cap of the product (None: no cap): all that a loss needs."""
+        return (self.embedding if self.head is None else self.head).weight, None
+
     def logits(self, hidden: Float[Tensor, "*any D"]) -> Float[Tensor, "*any W"]:
         """Scores of the next token, in fp32 (fp64)."""
-        head = self.embedding if self.head is None else self.head
-        return widened(F.linear(hidden, head.weight))
+        weight, _ = self.readout()
+        return widened(F.linear(hidden, weight))
 
     def forward(
         self,

@@ -251,10 +251,14 @@ class xLSTMLarge(nn.Module):
         x, state = run_blocks(self.backbone.blocks, x, state, reset, mask, self.checkpoint_every)
         return self.backbone.out_norm(x), state
 
+    def readout(self) -> tuple[Float[Tensor, "W D"], float | None]:
+        """What `logits` multiplies by, and the soft cap of the product: all that a loss needs."""
+        return (self.backbone.embeddings if self.lm_head is None else self.lm_head).weight, self.config.logit_soft_cap
+
     def logits(self, hidden: Float[Tensor, "*any D"]) -> Float[Tensor, "*any W"]:
         """Scores of the next token, softly capped, in fp32 (fp64)."""
-        head = self.backbone.embeddings if self.lm_head is None else self.lm_head
-        return soft_cap(widened(F.linear(hidden, head.weight)), self.config.logit_soft_cap)
+        weight, _ = self.readout()
+        return soft_cap(widened(F.linear(hidden, weight)), self.config.logit_soft_cap)
 
     def forward(
         self,

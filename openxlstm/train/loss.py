@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from openxlstm.data.windows import Batch
@@ -47,6 +47,13 @@ class Score:
     tokens: int = 0
     byte_nats: float = 0.0
     bytes: int = 0
+    z: float = 0.0  # the z-loss, which is minimised but not reported as loss
+
+    @classmethod
+    def of(cls, sums: Float64[Tensor, "5"]) -> "Score":
+        """From what an `Objective` sums up, over as many portions and ranks as were added."""
+        nats, tokens, byte_nats, of_bytes, z = sums.tolist()
+        return cls(nats, int(tokens), byte_nats, int(of_bytes), z)
 
     def __add__(self, other: "Score") -> "Score":
         return Score(
@@ -54,6 +61,7 @@ class Score:
             self.tokens + other.tokens,
             self.byte_nats + other.byte_nats,
             self.bytes + other.bytes,
+            self.z + other.z,
         )
 
     @property

@@ -38,6 +38,9 @@ class Recurrent(nn.Module):
     def parameter_groups(self, weight_decay: float) -> list:
         raise NotImplementedError("nobody trains this")
 
+    def readout(self) -> tuple:
+        raise NotImplementedError("nobody trains this")
+
     def empty_state(self, batch: int) -> ModelState:
         zeros = torch.zeros(batch, self.embedding.embedding_dim, dtype=torch.float64)
         return ModelState(blocks=(Trace(zeros, zeros[:, 0].clone()),))
