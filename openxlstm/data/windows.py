@@ -1,32 +1,26 @@
 """Windows of a token folder: what a model reads, what it must predict, where documents start, what counts.
 
-Let S be a shard. The target at position p is S[p] and its input is S[p-1]. At the first token of a document `reset`
-is true and the input is the start id, which is the end id: the end of one document starts the next. So every token,
-first ones included, is a target exactly once per epoch, and a document scored alone equals the same document inside
-a stream.
+    Stream   the tokens of a shard in rows of T, one after the other; rows never cross shards
+    Pieces   whole documents, longer ones in pieces of T; one per row (`docs`), or as many as fit (`packed`)
+    Lanes    a stream that every row of a batch reads on from its own place, so that the state can be carried
+
+Each is indexed by the number of a row, and in each every token of the folder, first ones included, is a target exactly
+once per epoch. gather.py says what inputs, targets and resets are; so a document scored alone equals the same document
+inside a stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from openxlstm.data.gather import Batch as Batch
+from openxlstm.data.gather import Reader, Spans
+from openxlstm.data.packing import Plan
 from openxlstm.data.tokens import TokenFolder
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of B windows, T tokens each. Where `valid` is false there is only padding: no target, no input."""
-
-    tokens: Int64[np.ndarray, "B T"]
-    targets: Int64[np.ndarray, "B T"]
-    reset: Bool[np.ndarray, "B T"]
-    valid: Bool[np.ndarray, "B T"]
 
 
 @final
@@ -38,29 +32,20 @@ class Stream:
     """
 
     def __init__(self, folder: TokenFolder, context: int) -> None:
-        if context < 1:
-            raise ValueError(f"context={context} must be at least 1")
+        _check_context(context)
         self.folder = folder
         self.context = context
-        rows = [-(-len(shard.tokens) // context) for shard in folder.shards]
-        self._row_ends = np.cumsum(rows, dtype=np.int64)
+        self._reader = Reader(folder)
+        self._tokens = np.array([len(shard.tokens) for shard in folder.shards], np.int64)
+        self._row_ends = np.cumsum(-(-self._tokens // context))
 
     def __len__(self) -> int:
         return int(self._row_ends[-1])
 
     def batch(self, indices: Int64[np.ndarray, "B"]) -> Batch:
         """The windows of these indices, in this order."""
-        if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
-            raise ValueError(f"window indices {indices.min()}..{indices.max()} must lie in 0..{len(self) - 1}")
-        shape = (len(indices), self.context)
-        tokens, targets = np.empty(shape, np.int64), np.empty(shape, np.int64)
-        reset, valid = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
-        shard_of = np.searchsorted(self._row_ends, indices, side="right")
-        for number in np.unique(shard_of).tolist():
-            here = shard_of == number
-            first_row = self._row_ends[number - 1] if number else 0
-            tokens[here], targets[here], reset[here], valid[here] = self._rows(number, indices[here] - first_row)
-        return Batch(tokens, targets, reset, valid)
+        _check_indices(indices, len(self))
+        return self._read(indices, np.zeros(len(indices), np.bool_))
 
     def in_order(self, batch: int, *, limit: int | None = None) -> Iterator[Batch]:
         """Every window once, in order, `batch` at a time (the last batch may be smaller): the windows of evaluation.
@@ -75,14 +60,102 @@ class Stream:
         for start in range(0, count, batch):
             yield self.batch(chosen[start : start + batch])
 
-    def _rows(self, number: int, rows: Int64[np.ndarray, "B"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """tokens, targets, reset, valid of rows counted within one shard."""
-        shard, end_id = self.folder.shards[number], self.folder.end_id
-        position = rows[:, None] * self.context + np.arange(self.context)
-        valid = position < len(shard.tokens)
-        position = np.where(valid, position, 0)
-        border = np.searchsorted(shard.ends, position)  # the first end at or after; a document starts where one ended
-        reset = valid & ((position == 0) | (shard.ends[border] == position))
-        targets = np.where(valid, shard.tokens[position], end_id)
-        tokens = np.where(valid & ~reset, shard.tokens[position - 1], end_id)  # at 0, [-1] is read and not used
-        return tokens, targets, reset, valid
+    def _read(self, indices: Int64[np.ndarray, "B"], fresh: Bool[np.ndarray, "B"]) -> Batch:
+        """The windows; a negative index is a row of padding."""
+        shard = np.searchsorted(self._row_ends, indices, side="right")
+        first_row = np.concatenate(([0], self._row_ends))[shard]
+        start = np.maximum(indices - first_row, 0) * self.context
+        length = np.where(indices < 0, 0, np.minimum(self.context, self._tokens[shard] - start))
+        row = np.arange(len(indices))
+        return self._reader.batch(Spans(shard, start, length, row, np.zeros_like(row), fresh), len(row), self.context)
+
+
+@final
+class Pieces:
+    """Rows of whole documents, or of pieces of those longer than T; a plan says which (packing.py).
+
+    Every piece begins with a reset. A later piece of a document reads its true previous token.
+    """
+
+    def __init__(self, folder: TokenFolder, context: int, plan: Plan) -> None:
+        _check_context(context)
+        self.folder = folder
+        self.context = context
+        self.plan = plan
+        self._reader = Reader(folder)
+        self._shard_ends = np.cumsum([len(shard.tokens) for shard in folder.shards])
+
+    def __len__(self) -> int:
+        return len(self.plan.rows) - 1
+
+    def batch(self, indices: Int64[np.ndarray, "B"]) -> Batch:
+        """The rows of these numbers, in this order."""
+        _check_indices(indices, len(self))
+        first = self.plan.rows[indices]
+        count = self.plan.rows[indices + 1] - first
+        row = np.repeat(np.arange(len(indices)), count)
+        begin = np.cumsum(count) - count  # where the pieces of each row begin below
+        piece = np.arange(len(row)) + np.repeat(first - begin, count)
+        start = self.plan.starts[piece]
+        shard = np.searchsorted(self._shard_ends, start, side="right")
+        start = start - np.concatenate(([0], self._shard_ends))[shard]
+        length = np.empty_like(start)
+        for number in np.unique(shard).tolist():
+            here, ends = shard == number, np.asarray(self.folder.shards[number].ends)
+            length[here] = ends[np.searchsorted(ends, start[here], side="right")] - start[here]
+        length = np.minimum(length, self.context)
+        before = np.cumsum(length) - length
+        column = before - np.repeat(before[begin], count)
+        spans = Spans(shard, start, length, row, column, np.ones(len(row), np.bool_))
+        return self._reader.batch(spans, len(indices), self.context)
+
+
+@final
+class Lanes:
+    """Row b of every batch reads on where row b of the batch before it stopped: truncated back-propagation in time.
+
+    The W windows of a stream are shared out among B lanes: lane b owns windows b W div B to (b + 1) W div B - 1 and
+    reads them in order, one per step; an epoch is ceil(W / B) steps. A lane with one window less than others ends
+    with a row of padding. Epochs are alike: documents come in the order in which they lie in the folder.
+
+    The trainer hands the state of row b, detached, to row b of the next step. It never has to clear one: where a lane
+    begins anew its row begins with a reset, and so does every document.
+    """
+
+    def __init__(self, stream: Stream, lanes: int) -> None:
+        if not 1 <= lanes <= len(stream):
+            raise ValueError(
+                f"batch={lanes} lanes cannot share {len(stream)} windows of {stream.context} tokens;"
+                f" choose 1..{len(stream)}, or a smaller context"
+            )
+        self.stream = stream
+        self.lanes = lanes
+        self.steps = -(-len(stream) // lanes)  # of an epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.lanes
+
+    def visits(self, samples: Int64[np.ndarray, "N"]) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
+        """(epoch, window) of sample ids, which are step * lanes + lane; window -1 is a row of padding."""
+        step, lane = np.divmod(samples, self.lanes)
+        epoch, step = np.divmod(step, self.steps)
+        window = lane * len(self.stream) // self.lanes + step
+        return epoch, np.where(window < (lane + 1) * len(self.stream) // self.lanes, window, -1)
+
+    def begins(self, samples: Int64[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
+        """Whether the lane of a sample begins anew there."""
+        return samples // self.lanes % self.steps == 0
+
+    def batch(self, windows: Int64[np.ndarray, "B"], fresh: Bool[np.ndarray, "B"]) -> Batch:
+        """These windows (-1: padding), with a reset at the first target of the `fresh` ones."""
+        return self.stream._read(windows, fresh)
+
+
+def _check_context(context: int) -> None:
+    if context < 1:
+        raise ValueError(f"context={context} must be at least 1")
+
+
+def _check_indices(indices: Int64[np.ndarray, "B"], size: int) -> None:
+    if indices.size and not 0 <= indices.min() <= indices.max() < size:
+        raise ValueError(f"window indices {indices.min()}..{indices.max()} must lie in 0..{size - 1}")

@@ -1,0 +1,124 @@
+"""From stretches of token files to the arrays of a batch: one vectorised copy, in constant memory.
+
+Let S be a shard. The target at position p is S[p] and its input is S[p-1]. At the first token of a document `reset`
+is true and the input is the start id, which is the end id: the end of one document starts the next. A stretch that
+begins inside a document reads its true previous token.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from openxlstm.data.tokens import Shard, TokenFolder
+
+MAPPED = 1 << 26  # bytes of a token file that stay mapped after having been read: what a process's size shows
+_AROUND = 1 << 16  # the kernel maps so much around a page that was asked for
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B rows of T tokens each. `valid` says which targets count in the loss, `reset` where a memory starts empty.
+
+    Where no stretch lies there is padding: end ids that do not count. It comes last in its row, so a model needs no
+    mask: nothing that counts comes after it, except behind a reset. A target inside a document may be not `valid`
+    too (NAME.ds.loss says so): then it is read, but not to be learnt.
+    """
+
+    tokens: Int64[np.ndarray, "B T"]
+    targets: Int64[np.ndarray, "B T"]
+    reset: Bool[np.ndarray, "B T"]
+    valid: Bool[np.ndarray, "B T"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Stretches of S: targets [start, start + length) of a shard, and the row and column where the first one goes.
+
+    `fresh` ones begin with a reset, wherever they are cut from.
+    """
+
+    shard: Int64[np.ndarray, "S"]
+    start: Int64[np.ndarray, "S"]
+    length: Int64[np.ndarray, "S"]
+    row: Int64[np.ndarray, "S"]
+    column: Int64[np.ndarray, "S"]
+    fresh: Bool[np.ndarray, "S"]
+
+    def where(self, chosen: Bool[np.ndarray, "S"]) -> Spans:
+        """Those that are chosen."""
+        parts = (self.shard, self.start, self.length, self.row, self.column, self.fresh)
+        return Spans(*(part[chosen] for part in parts))
+
+
+@final
+class Reader:
+    """Reads stretches of one token folder. What it has mapped is given back every so often; nothing else changes."""
+
+    def __init__(self, folder: TokenFolder) -> None:
+        self.folder = folder
+        self._touched = 0  # bytes that may be mapped since the last time all were given back
+
+    def batch(self, spans: Spans, rows: int, context: int) -> Batch:
+        """The spans, copied to their places in `rows` rows of `context` tokens. Spans must not overlap there."""
+        end_id, shape = self.folder.end_id, (rows, context)
+        batch = Batch(
+            np.full(shape, end_id, np.int64),
+            np.full(shape, end_id, np.int64),
+            np.zeros(shape, np.bool_),
+            np.zeros(shape, np.bool_),
+        )
+        spans = spans.where(spans.length > 0)
+        for number in np.unique(spans.shard).tolist():
+            _copy(self.folder.shards[number], end_id, spans.where(spans.shard == number), batch)
+        self._forget(spans)
+        return batch
+
+    def _forget(self, spans: Spans) -> None:
+        """Unmap what was read, once it is much. The pages stay in the system's cache and cost nothing to map again."""
+        shards = self.folder.shards
+        self._touched += int(spans.length.sum()) * shards[0].tokens.itemsize + len(spans.length) * _AROUND
+        if self._touched > MAPPED and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none, and trims by itself
+            for shard in shards:
+                if isinstance(shard.tokens.base, mmap.mmap):
+                    shard.tokens.base.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+
+
+def _copy(shard: Shard, end_id: int, spans: Spans, batch: Batch) -> None:
+    """Copy spans of one shard into the batch. Flat arrays hold the spans one after the other, n tokens together."""
+    first = np.cumsum(spans.length) - spans.length  # where each span begins in the flat arrays
+    flat = np.arange(spans.length.sum())
+    position = flat + np.repeat(spans.start - first, spans.length)
+    tokens = np.asarray(shard.tokens)  # not np.memmap, whose slices cost more
+    targets = tokens[position].astype(np.int64)
+    inputs = np.empty_like(targets)
+    inputs[1:] = targets[:-1]
+    inputs[first] = tokens[np.maximum(spans.start - 1, 0)]
+
+    ends = np.asarray(shard.ends)  # a document starts where another ended, and at 0
+    one = np.searchsorted(ends, spans.start)
+    borders = np.searchsorted(ends, spans.start + spans.length) - one
+    which = _ragged(one, borders)
+    starts = np.concatenate((ends[which] - np.repeat(spans.start - first, borders), first[spans.start == 0]))
+    inputs[starts] = end_id
+    reset = np.zeros(len(flat), np.bool_)
+    reset[starts] = True
+    reset[first[spans.fresh]] = True
+
+    place = flat + np.repeat(spans.row * batch.tokens.shape[1] + spans.column - first, spans.length)
+    for whole, part in ((batch.tokens, inputs), (batch.targets, targets), (batch.reset, reset)):
+        whole.reshape(-1)[place] = part
+    loss = getattr(shard, "loss", None)
+    batch.valid.reshape(-1)[place] = True if loss is None else np.asarray(loss)[position]
+
+
+def _ragged(first: Int64[np.ndarray, "N"], count: Int64[np.ndarray, "N"]) -> Int64[np.ndarray, "M"]:
+    """first[0], first[0] + 1, ..., count[0] of them; then those of first[1]; and so on."""
+    return np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
