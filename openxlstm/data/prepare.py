@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from openxlstm.data import foreign
 from openxlstm.data.corpus import SPLITS, STDLIB, Corpus, read_corpus
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.data.tokens import FORMAT, META, TokenFolder, write_atomically, write_tokens
@@ -80,6 +81,7 @@ def open_source(
         "stdlib", a folder of texts, one file of texts or records: prepared in `cache`, has all three splits
         what `xlstm prepare` wrote: has those of train, valid and test that have documents
         a token folder: {"train": it}
+        a .bin file of nanoGPT or llm.c: {"train": it}; a folder of them: split by their names
 
     Raises:
         ValueError: there is nothing of that kind; the tokens are those of another tokenizer; a file is damaged.
@@ -87,6 +89,8 @@ def open_source(
     root = Path(path)
     if path != STDLIB and (root / META).is_file():
         folders = {"train": TokenFolder.open(root)}
+    elif bins := foreign.bins_of(root):
+        folders = {split: foreign.open_bins(files, tokenizer) for split, files in bins.items()}
     else:
         prepared = path != STDLIB and any((root / split / META).is_file() for split in SPLITS)
         made = root if prepared else prepare_corpus(path, cache, tokenizer, progress=progress)

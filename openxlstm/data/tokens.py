@@ -2,16 +2,19 @@
 
     NAME.ds           token ids, little-endian, no header: uint16 if the vocabulary is at most 65,536, else uint32;
                       documents back to back, each with its end token
+    NAME.ds.loss      optional: one byte per token, 0 where the token is no target of training
     NAME.ds.index     one uint64 per document: its exclusive end in tokens from the start of NAME.ds; no leading 0
     NAME.ds.metadata  three lines for datatrove's own merger, which otherwise takes every token for 2 bytes
     tokenizer.json    the tokenizer the ids belong to
     meta.json         sizes, hashes and the fingerprint; written last and atomically: a folder without it is not one
 
-Borders of documents come from the index, never from searching for the end token.
+Whoever wrote the first three (foreign.py reads and adopts what others wrote), `seal` adds the last two. Borders of
+documents come from the index, never from searching for the end token.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, final
 
 import numpy as np
-from jaxtyping import Int64, UInt
+from jaxtyping import Bool, Int64, UInt
 
 from openxlstm.data.corpus import Document
 from openxlstm.data.tokenizer import END_TOKENS, Tokenizer
@@ -30,18 +33,24 @@ FORMAT = "openxlstm-tokens/1"
 META = "meta.json"
 _BATCH_CHARACTERS = 1 << 20  # texts encoded at once: enough for every core, little memory
 _HASH_BYTES = 1 << 24
+_ADOPT = "adopt the folder again (xlstm prepare --adopt)"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One .ds file, memory-mapped. `ends` are the exclusive ends of its documents; `bytes` is their UTF-8 length."""
+    """One .ds file, memory-mapped. `ends` are the exclusive ends of its documents; `bytes` is their UTF-8 length.
+
+    `loss` is None where every token is a target, else false at those that are none.
+    """
 
     file: str
     tokens: UInt[np.ndarray, "tokens"]
     ends: Int64[np.ndarray, "documents"]
     bytes: int
     sha256: str
+    loss: Bool[np.ndarray, "tokens"] | None = None
+    loss_sha256: str | None = None
 
 
 @final
@@ -72,8 +81,13 @@ class TokenFolder:
             tokenizer = Tokenizer.from_file(path / "tokenizer.json")
             if tokenizer.sha256 != meta["tokenizer"]["sha256"]:
                 raise ValueError(f"{path / 'tokenizer.json'} is not the tokenizer that {path / META} names")
-            if meta["fingerprint"] != _fingerprint(meta):
+            if meta["fingerprint"] != fingerprint_of(meta):
                 raise ValueError(f"{path / META} has been edited: its fingerprint does not belong to its content")
+            if tokenizer.vocab_size != meta["tokenizer"]["vocab"] or not 0 <= meta["end_id"] < tokenizer.vocab_size:
+                raise ValueError(
+                    f"{path / META} says {meta['tokenizer']['vocab']} token ids, {meta['end_id']} the one that ends "
+                    f"documents; {path / 'tokenizer.json'} has {tokenizer.vocab_size}"
+                )
             shards = tuple(_open_shard(path, shard, meta["token_size"]) for shard in meta["shards"])
             if not shards:
                 raise ValueError(f"{path / META} lists not one shard")
@@ -81,12 +95,37 @@ class TokenFolder:
             return cls(path, tokenizer, meta["end_id"], byte_level, meta["fingerprint"], shards)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path / META} lacks a field or has one of the wrong type: {error}") from None
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            need = 4 * len(meta["shards"]) + 100  # tokens, index and marks, and what a program has open anyway
+            raise ValueError(
+                f"{path} has {len(meta['shards'])} shards, more than this process may keep open; "
+                f"allow more: ulimit -n {1 << need.bit_length()}"
+            ) from None
 
-    def verify(self) -> None:
-        """Read every token and compare with the stored hash: a second per gigabyte or so."""
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read every token: is it in the vocabulary, and does the stored hash agree? A second per gigabyte or so.
+
+        `progress(done, total)` counts tokens.
+
+        Raises:
+            ValueError: a file is damaged; it is named.
+        """
+        done = 0
         for shard in self.shards:
-            if _sha256(self.path / shard.file) != shard.sha256:
-                raise ValueError(f"{self.path / shard.file} is damaged: its sha256 is not the one in {META}")
+            file, digest = self.path / shard.file, hashlib.sha256()
+            for block in blocks(shard.tokens):
+                digest.update(block)
+                if block.max() >= self.tokenizer.vocab_size:
+                    raise ValueError(f"{file} holds the id {block.max()}; {self.tokenizer} has none of it")
+                done += len(block)
+                if progress is not None:
+                    progress(done, self.total_tokens)
+            if digest.hexdigest() != shard.sha256:
+                raise ValueError(f"{file} is damaged: its sha256 is not the one in {META}")
+            if shard.loss is not None and hashlib.sha256(shard.loss).hexdigest() != shard.loss_sha256:
+                raise ValueError(f"{file}.loss is damaged: its sha256 is not the one in {META}")
 
     @property
     def total_tokens(self) -> int:
@@ -134,6 +173,7 @@ def write_tokens(
         raise ValueError(f"{tokenizer} has no token to end a document with; one of {', '.join(END_TOKENS)} is needed")
     path.mkdir(parents=True, exist_ok=True)
     file = f"000_{name}.ds"
+    (path / f"{file}.metadata").unlink(missing_ok=True)  # of an attempt that was interrupted
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     bytes_of = tokenizer.bytes_of if tokenizer.byte_level else None
 
@@ -158,25 +198,45 @@ def write_tokens(
 
     index = np.array(ends, "<u8").tobytes()
     (path / f"{file}.index").write_bytes(index)
-    (path / f"{file}.metadata").write_text(f"tokenizer.json|{dtype.itemsize}\n{end}\n{end / 1e6:.1f} MT")
+    shard: dict[str, Any] = {
+        "file": file,
+        "tokens": end,
+        "documents": len(ends),
+        "bytes": text_bytes,
+        "sha256": digest.hexdigest(),  # two corpora may agree in every length, so the index is not enough
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+    }
+    seal(path, [shard], tokenizer, tokenizer.end_id, dtype.itemsize, byte_level=byte_level, made_by=made_by)
+
+
+def seal(
+    path: Path,
+    shards: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    end_id: int,
+    token_size: int,
+    *,
+    byte_level: bool,
+    made_by: dict[str, Any] | None = None,
+) -> None:
+    """Make a token folder of the shards in a folder: metadata for datatrove, the tokenizer, and meta.json at the end.
+
+    `shards` are the lines of meta.json: file, tokens, documents, bytes, sha256, index_sha256, and loss_sha256 where
+    some tokens are no targets.
+    """
+    for shard in shards:
+        metadata, count = path / f"{shard['file']}.metadata", shard["tokens"]
+        if not metadata.exists():  # who wrote it knows the tokenizer's name
+            metadata.write_text(f"tokenizer.json|{token_size}\n{count}\n{count / 1e6:.1f} MT")
     tokenizer.save(path / "tokenizer.json")
     meta: dict[str, Any] = {
         "format": FORMAT,
-        "token_size": dtype.itemsize,
-        "end_id": tokenizer.end_id,
+        "token_size": token_size,
+        "end_id": end_id,
         "tokenizer": {"sha256": tokenizer.sha256, "vocab": tokenizer.vocab_size, "byte_level": byte_level},
-        "shards": [
-            {
-                "file": file,
-                "tokens": end,
-                "documents": len(ends),
-                "bytes": text_bytes,
-                "sha256": digest.hexdigest(),  # two corpora may agree in every length, so the index is not enough
-                "index_sha256": hashlib.sha256(index).hexdigest(),
-            }
-        ],
+        "shards": list(shards),
     }
-    meta |= {"fingerprint": _fingerprint(meta), "made_by": made_by or {}}
+    meta |= {"fingerprint": fingerprint_of(meta), "made_by": made_by or {}}
     write_atomically(path / META, json.dumps(meta, indent=1) + "\n")
 
 
@@ -204,27 +264,32 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _open_shard(path: Path, meta: dict[str, Any], token_size: int) -> Shard:
     file, index = path / meta["file"], path / f"{meta['file']}.index"
-    for part, size in ((file, meta["tokens"] * token_size), (index, meta["documents"] * 8)):
+    loss = Path(f"{file}.loss")
+    sizes = {file: meta["tokens"] * token_size, index: meta["documents"] * 8}
+    if "loss_sha256" in meta:
+        sizes[loss] = meta["tokens"]
+    elif loss.exists():
+        raise ValueError(f"{loss} marks tokens that are no targets, and {path / META} knows nothing of it: {_ADOPT}")
+    for part, size in sizes.items():
         if not part.is_file():
             raise ValueError(f"{part} is missing; {path / META} lists it")
         if part.stat().st_size != size or size == 0:
             raise ValueError(
                 f"{part} has {part.stat().st_size} bytes, but by {path / META} it must have {size}, and not 0"
             )
-    if _sha256(index) != meta["index_sha256"]:
+    if sha256_of(index) != meta["index_sha256"]:
         raise ValueError(f"{index} is damaged: its sha256 is not the one in {path / META}")
-    if Path(f"{file}.loss").exists():
-        raise ValueError(f"{file}.loss marks tokens that are no targets, which this version cannot honour")
 
     tokens = np.memmap(file, dtype=f"<u{token_size}", mode="r")
     ends = np.memmap(index, dtype="<i8", mode="r")  # uint64 on disk; signed, because numpy mixes uint64 to float64
     if ends[-1] != len(tokens) or ends[0] <= 0 or (np.diff(ends) <= 0).any():
         raise ValueError(f"{index} must rise strictly from above 0 to {len(tokens)}, the number of tokens in {file}")
-    return Shard(meta["file"], tokens, ends, meta["bytes"], meta["sha256"])
+    marks = np.memmap(loss, dtype=np.bool_, mode="r") if loss in sizes else None
+    return Shard(meta["file"], tokens, ends, meta["bytes"], meta["sha256"], marks, meta.get("loss_sha256"))
 
 
-def _fingerprint(meta: dict[str, Any]) -> str:
-    """sha256 over all that meta.json says, but for itself and who made it."""
+def fingerprint_of(meta: dict[str, Any]) -> str:
+    """sha256 over all that a meta.json says, but for itself and who made it."""
     said = {key: value for key, value in meta.items() if key not in ("fingerprint", "made_by")}
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -243,7 +308,15 @@ def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _sha256(path: Path) -> str:
+def blocks(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in consecutive pieces of some 16 MB, for what is larger than memory."""
+    step = max(_HASH_BYTES // tokens.itemsize, 1)
+    for start in range(0, len(tokens), step):
+        yield tokens[start : start + step]
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(_HASH_BYTES):

@@ -10,7 +10,7 @@ import pytest
 
 from openxlstm.data.corpus import Document
 from openxlstm.data.tokenizer import Tokenizer
-from openxlstm.data.tokens import TokenFolder, _fingerprint, write_tokens
+from openxlstm.data.tokens import TokenFolder, fingerprint_of, write_tokens
 from openxlstm.data.windows import Stream
 
 
@@ -31,7 +31,7 @@ def edit_meta(folder: Path, edit: Callable[[dict], None]) -> None:
     """Change meta.json as another writer might have written it, fingerprint included."""
     meta = json.loads((folder / "meta.json").read_text())
     edit(meta)
-    (folder / "meta.json").write_text(json.dumps(meta | {"fingerprint": _fingerprint(meta)}))
+    (folder / "meta.json").write_text(json.dumps(meta | {"fingerprint": fingerprint_of(meta)}))
 
 
 def by_hand(documents: list[Document], byte: Tokenizer) -> list[tuple[int, int, bool]]:
