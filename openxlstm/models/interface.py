@@ -31,6 +31,14 @@ class ModelState(State):
     blocks: tuple[State, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A block as those who shard, compile or recompute it see it."""
+
+    block: nn.Module
+    rounded: list[nn.Module]  # those of its parts whose weights autocast rounds anyway; the others stay fp32: islands
+
+
 @runtime_checkable
 class ModelConfig(Protocol):
     """Facts about a model, none about the machine."""
@@ -78,6 +86,8 @@ class LanguageModel(Protocol):
     def empty_state(self, batch: int) -> ModelState: ...
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]: ...
+
+    def units(self) -> list[Unit]: ...
 
 
 def run_blocks(

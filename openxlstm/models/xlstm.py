@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from openxlstm import kernels
 from openxlstm.cells import State, mLSTMState, sLSTMState
 from openxlstm.models import checks
-from openxlstm.models.interface import ModelState, decay_groups, run_blocks, state_shapes
+from openxlstm.models.interface import ModelState, Unit, decay_groups, run_blocks, state_shapes
 from openxlstm.nn.conv import ConvSiLU
 from openxlstm.nn.functional import project_gates, widened, without_autocast
 from openxlstm.nn.init import forget_bias_per_head, forget_bias_within_head, residual_std, small_std
@@ -326,6 +326,17 @@ class xLSTMStack(nn.Module):
         x, state = run_blocks(self.blocks, x, state, reset, mask, self.checkpoint_every)
         return self.norm(x), state
 
+    def units(self) -> list[Unit]:
+        """The blocks, first to last. Gates, norms, convolutions, skips, and the sLSTM's R and b are islands of fp32."""
+        found = []
+        for block in self.blocks:
+            if isinstance(block, mLSTMBlock):
+                found.append(Unit(block, [block.up, block.q, block.k, block.v, block.down]))
+            else:
+                assert isinstance(block, sLSTMBlock)
+                found.append(Unit(block, [block.ffn_up, block.ffn_down]))
+        return found
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Weight decay on matrices and convolution kernels; none on biases, norms, skips, and the sLSTM's R and b."""
         decayed = [p for name, p in self.named_parameters() if name.endswith("weight") and p.ndim > 1]
@@ -408,6 +419,10 @@ class xLSTM(nn.Module):
         """Scores of every next token, and what the model remembers. The contract of `interface` holds."""
         hidden, state = self.features(tokens, state, reset=reset, mask=mask)
         return self.logits(hidden), state
+
+    def units(self) -> list[Unit]:
+        """Those of the stack. Embedding, last norm and head belong to none of them."""
+        return self.stack.units()
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Those of the stack, the head with weight decay, the embedding (also as a tied head) without."""

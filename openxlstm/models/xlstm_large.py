@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from openxlstm import kernels
 from openxlstm.cells import mLSTMState
 from openxlstm.models import checks
-from openxlstm.models.interface import ModelState, decay_groups, run_blocks, state_shapes
+from openxlstm.models.interface import ModelState, Unit, decay_groups, run_blocks, state_shapes
 from openxlstm.nn.functional import project_gates, soft_cap, widened
 from openxlstm.nn.init import forget_bias_per_head, residual_std, small_std
 from openxlstm.nn.linear import Embedding, Linear
@@ -271,6 +271,16 @@ class xLSTMLarge(nn.Module):
         """Scores of every next token, and what the model remembers. The contract of `interface` holds."""
         hidden, state = self.features(tokens, state, reset=reset, mask=mask)
         return self.logits(hidden), state
+
+    def units(self) -> list[Unit]:
+        """The blocks, first to last. The gates of the cell and all norms are islands of fp32."""
+        found = []
+        for block in self.backbone.blocks:
+            assert isinstance(block, mLSTMBlock)
+            layer, ffn = block.mlstm_layer, block.ffn
+            projections = [layer.q, layer.k, layer.v, layer.ogate_preact, layer.out_proj]
+            found.append(Unit(block, [*projections, ffn.proj_up_gate, ffn.proj_up, ffn.proj_down]))
+        return found
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Weight decay on every matrix but the embedding (also as a tied head); none on biases and norms."""
