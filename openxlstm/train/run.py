@@ -51,7 +51,7 @@ class Run:
     prepared: Path  # token folders train, valid, test
     tokenizer: Tokenizer
     model: Any  # a LanguageModel that is an nn.Module
-    optimiser: torch.optim.Optimizer
+    optimiser: optim.Optimiser
     rows: Stream
     valid: Stream
     test: Stream
@@ -81,7 +81,7 @@ class Run:
     def save(self) -> Path:
         """One complete checkpoint; older ones beyond `keep_last` go."""
         folder = self.folder / "checkpoints"
-        path = checkpoints.save(folder, self.model, self.optimiser, self.progress, self.recipe.to_dict())
+        path = checkpoints.save(folder, self.model, self.optimiser, self.progress, self.recipe.to_dict()).wait()
         checkpoints.tidy(folder, self.recipe.checkpoint.keep_last)
         return path
 

@@ -39,7 +39,7 @@ def test_prefix_and_checkpoint_are_the_whole(tmp_path: Path) -> None:
     first = pair()
     train(*first, range(4))
     at = Progress(step=4, consumed=28, elapsed=1.5, best=0.1 + 0.2)
-    path = checkpoints.save(tmp_path, *first, at, {"title": "a"})
+    path = checkpoints.save(tmp_path, *first, at, {"title": "a"}).wait()
     second = pair(seed=9)
     assert checkpoints.load(path, *second) == at
     train(*second, range(4, 6))
@@ -61,7 +61,7 @@ def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["write", "fsync", "rename"])
 def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     model, optimiser = pair()
-    before = checkpoints.save(tmp_path, model, optimiser, Progress(step=1), {})
+    before = checkpoints.save(tmp_path, model, optimiser, Progress(step=1), {}).wait()
     train(model, optimiser, range(1))
 
     def full(*_: object, **__: object) -> None:
@@ -80,7 +80,7 @@ def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest
 
 def test_damage_is_named(tmp_path: Path) -> None:
     model, optimiser = pair()
-    path = checkpoints.save(tmp_path, model, optimiser, Progress(step=1), {})
+    path = checkpoints.save(tmp_path, model, optimiser, Progress(step=1), {}).wait()
     data = next(path.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(ValueError, match="step-00000001: cannot be read"):
@@ -106,7 +106,7 @@ def test_ctrl_c_during_a_save_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    path = checkpoints.save(tmp_path, *pair(), Progress(step=1), {})
+    path = checkpoints.save(tmp_path, *pair(), Progress(step=1), {}).wait()
     other = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2), nn.Linear(2, 2))
     with pytest.raises(ValueError, match="cannot be read"):
         checkpoints.load(path, other, torch.optim.AdamW(other.parameters()))
