@@ -68,7 +68,8 @@ def load(file: Path, overrides: Iterable[str] = ()) -> tuple[Recipe, strict.Tabl
     for parent in _parents(file):
         values = strict.read_toml(parent)
         values.pop("extends", None)
-        table.layer(_absolute(values, parent.parent), parent.name)
+        base = Path.cwd() if parent.parent == _FOLDER else parent.parent  # shipped recipes name data of the user's
+        table.layer(_absolute(values, base), parent.name)
     table.layer(_absolute(strict.read_overrides(overrides), Path.cwd()), strict.COMMAND_LINE)
     return strict.read(Recipe, table.values, table), table
 
@@ -145,7 +146,10 @@ def _parents(file: Path) -> list[Path]:
 
 
 def _absolute(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """A path in a recipe counts from the recipe's folder; one on the command line from where the user stands."""
+    """A path in a recipe counts from the recipe's folder; one on the command line from where the user stands.
+
+    So does one in a recipe that is shipped: its folder is that of the installation, and the data is the user's.
+    """
 
     def absolute(said: str, name: str) -> str:
         return said if said == name else str((base / Path(said).expanduser()).resolve())

@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import inf, isqrt
 from typing import Any, Literal
 
+from openxlstm.data.order import Ramp
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 from openxlstm.train.schedules import Kind, Schedule
@@ -30,8 +31,8 @@ class SourceRecipe:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < inf:
-            raise ValueError(f"weight={self.weight} must be above 0 and finite; take out a source that is not wanted")
+        if not 0 <= self.weight < inf:
+            raise ValueError(f"weight={self.weight} must be at least 0 and finite; 0 waits for a phase that wants it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,10 @@ class DataRecipe:
         _within("context", self.context, 1, MOST)
         if self.sources is not None and not self.sources:
             raise ValueError('sources=[] must name at least one source, as in [{ path = "stdlib" }]')
+        if not any(source.weight for source in self.mixture):
+            raise ValueError(
+                f"sources={[source.path for source in self.mixture]} all have weight 0; give one of them 1"
+            )
         for phase in self.phase:
             if len(phase.weights) != len(self.mixture):
                 has, wants = len(phase.weights), len(self.mixture)
@@ -120,8 +125,7 @@ class TrainRecipe:
 
     def rows(self, steps: int) -> int:
         """Rows that the first `steps` steps read."""
-        ends = [*(begin for begin, _ in self.ramp[1:]), steps]
-        return sum(max(0, min(end, steps) - begin) * rows for (begin, rows), end in zip(self.ramp, ends, strict=True))
+        return Ramp.of(self.ramp).consumed(steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
