@@ -15,19 +15,19 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final, get_args
+from typing import final
 
 import numpy as np
 from jaxtyping import Int64
 
 from openxlstm.data import packing
 from openxlstm.data.gather import Batch
-from openxlstm.data.mixture import Mixture, Phase
+from openxlstm.data.mixture import Mixture
 from openxlstm.data.order import Order, Ramp, Skipped, rows_of_rank
 from openxlstm.data.tokens import TokenFolder
 from openxlstm.data.windows import Lanes, Pieces, Stream
 
-Window = Literal["stream", "packed", "docs", "lanes"]
+WINDOWS = ("stream", "packed", "docs", "lanes")
 AHEAD = 2  # steps that a Prefetch reads before they are asked for
 
 
@@ -44,7 +44,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.sample)
 
-    def take(self, rows: Int64[np.ndarray, "M"]) -> Samples:
+    def __getitem__(self, rows: Int64[np.ndarray, "M"]) -> Samples:
         """The samples of these rows of a batch."""
         return Samples(self.sample[rows], self.source[rows], self.epoch[rows], self.window[rows])
 
@@ -67,13 +67,13 @@ class Feed:
     @classmethod
     def open(
         cls,
-        sources: Sequence[tuple[TokenFolder, float]],
+        sources: Sequence[tuple[TokenFolder, float | int]],
         *,
         seed: int,
-        window: Window,
+        window: str,
         context: int,
         batch: int | Sequence[Sequence[int]],
-        phases: Sequence[Phase] = (),
+        phases: Sequence[tuple[int, Sequence[float | int]]] = (),
         skipped: Iterable[Sequence[int]] = (),
         cache: Path | None = None,
     ) -> Feed:
@@ -81,10 +81,10 @@ class Feed:
 
         Args:
             sources: token folders with their weights; the seed of a source's order is its place in this list.
-            window: how documents become rows of `context` tokens (windows.py).
+            window: one of WINDOWS: how documents become rows of `context` tokens (windows.py).
             batch: rows per step, or [[from_step, rows], ...].
-            phases: other weights from some step on. They begin at a sample id, that of the step's first row when
-                nothing is skipped, so a sample id means the same window whatever is skipped.
+            phases: (from_step, weights): other weights from a step on. They begin at a sample id, that of the step's
+                first row when nothing is skipped, so a sample id means the same window whatever is skipped.
             skipped: ranges [a, b) of sample ids that are not to be trained on.
             cache: where the plans of `packed` and `docs` are kept; without it each process makes its own.
 
@@ -92,8 +92,8 @@ class Feed:
             ValueError: sources of different tokenizers, weights that give a source nothing, `lanes` with anything
                 that would tear them.
         """
-        if window not in get_args(Window):
-            raise ValueError(f"window={window!r} must be one of {', '.join(get_args(Window))}")
+        if window not in WINDOWS:
+            raise ValueError(f"window={window!r} must be one of {', '.join(WINDOWS)}")
         if not sources:
             raise ValueError("there is not one source to read from")
         _refuse_two_tokenizers([folder for folder, _ in sources])
@@ -101,7 +101,7 @@ class Feed:
         windows = [_windows(folder, window, context, cache) for folder, _ in sources]
         mixture = Mixture(
             [weight for _, weight in sources],
-            [(ramp.consumed(phase.from_step), phase.weights) for phase in phases],
+            [(ramp.consumed(step), weights) for step, weights in phases],
             seed,
         )
         lanes = _lanes(windows, ramp, gaps) if window == "lanes" else None
@@ -168,7 +168,7 @@ class Feed:
         size = self.batch_size(step)
         samples = self.step(step)
         each = rows_of_rank(size, size // ranks if micro_batch is None else micro_batch, rank, ranks)
-        return [self.rows(samples.take(rows)) for rows in each]
+        return [self.rows(samples[rows]) for rows in each]
 
     def without(self, ranges: Iterable[Sequence[int]]) -> Feed:
         """The same feed, with these ranges [a, b) of sample ids skipped as well."""
@@ -213,7 +213,7 @@ class Prefetch:
         self.close()
 
 
-def _windows(folder: TokenFolder, window: Window, context: int, cache: Path | None) -> Stream | Pieces:
+def _windows(folder: TokenFolder, window: str, context: int, cache: Path | None) -> Stream | Pieces:
     if window == "packed":
         return Pieces(folder, context, packing.plan(folder, context, "best_fit", cache))
     if window == "docs":

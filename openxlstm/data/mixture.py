@@ -9,7 +9,6 @@ other weights begins in the middle of a block. Such a phase starts a new block, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from math import isfinite
@@ -24,16 +23,7 @@ BLOCK = 1000  # M
 _STREAM = 1 << 32  # keys of blocks lie apart from those of sources, which count from 0
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """From step `from_step` on, the sources are mixed by these weights (one per source; they need not sum to 1)."""
-
-    from_step: int
-    weights: tuple[float, ...]
-
-
-def counts(weights: Sequence[float], block: int = BLOCK) -> Int64[np.ndarray, "J"]:
+def counts(weights: Sequence[float | int], block: int = BLOCK) -> Int64[np.ndarray, "J"]:
     """Samples of each source in a block: the largest-remainder rounding of its share, in exact arithmetic.
 
     Raises:
@@ -58,9 +48,14 @@ def counts(weights: Sequence[float], block: int = BLOCK) -> Int64[np.ndarray, "J
 
 @final
 class Mixture:
-    """The sources of samples: `weights` at first, then those of each phase, which begins at a sample id."""
+    """The sources of samples: `weights` at first, then those of each phase, which begins at a sample id.
 
-    def __init__(self, weights: Sequence[float], phases: Sequence[tuple[int, Sequence[float]]], seed: int) -> None:
+    Weights are one per source and need not sum to 1; a source of weight 0 waits for a phase that wants it.
+    """
+
+    def __init__(
+        self, weights: Sequence[float | int], phases: Sequence[tuple[int, Sequence[float | int]]], seed: int
+    ) -> None:
         self.starts = [0, *(first for first, _ in phases)]
         if any(one >= two for one, two in pairwise(self.starts)):
             raise ValueError(f"phases begin at the samples {self.starts[1:]}, which must rise, from above 0")
@@ -69,6 +64,8 @@ class Mixture:
             if len(changed) != len(weights):
                 raise ValueError(f"a phase has the weights {list(changed)}, but there are {len(weights)} sources")
             self.counts.append(counts(changed))
+        if unread := np.flatnonzero(~np.any(self.counts, axis=0)).tolist():
+            raise ValueError(f"sources {unread}, counted from 0, have weight 0 in every phase: leave them out")
         self.seed = seed
         self._before = [np.zeros(len(weights), np.int64)]  # draws of each source before each phase
         for phase, (start, end) in enumerate(pairwise(self.starts)):

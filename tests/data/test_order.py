@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openxlstm.data.order import SMALL, Order, mix64, permutation
+from openxlstm.data.order import SMALL, Order, Ramp, Skipped, mix64, permutation, rows_of_rank
 
 
 def test_the_mixer_is_the_published_one():
@@ -98,3 +98,85 @@ def test_nonsense_is_refused_by_name():
         Order(0, 0)
     with pytest.raises(ValueError, match="first_sample=-3"):
         Order(0, 5).windows(-3, 1)
+
+
+def test_sources_of_one_size_are_not_visited_in_step():
+    orders = [Order(1, 1000, stream).windows(0, 1000) for stream in range(4)]
+    for i, one in enumerate(orders):
+        assert np.array_equal(np.sort(one), np.arange(1000))
+        for other in orders[:i]:
+            assert abs(np.corrcoef(one, other)[0, 1]) < 4.5 / np.sqrt(1000)
+
+
+def test_the_order_of_a_second_source_never_changes():
+    assert Order(7, 4096, 1).windows(0, 5).tolist() == [1135, 2361, 2272, 1272, 803]
+    assert Order(7, 150_000_000, 3).windows(0, 3).tolist() == [51055767, 70461109, 109408295]
+
+
+stairs = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), min_size=1, max_size=5).map(
+    lambda parts: [[sum(length for length, _ in parts[:i]), size] for i, (_, size) in enumerate(parts)]
+)
+
+
+@given(batch=stairs, step=st.integers(0, 60))
+def test_a_ramp_is_the_sum_of_its_steps(batch, step):
+    ramp = Ramp.of(batch)
+    sizes = [next(size for start, size in reversed(batch) if start <= s) for s in range(step + 1)]
+    assert ramp.size(step) == sizes[step]
+    assert ramp.consumed(step) == sum(sizes[:step])
+
+
+def test_the_ramp_of_the_published_7b_run():
+    """128 sequences for 2,000 steps, 256 for 2,000, then 512, over 550,000 steps of 8,192 tokens: 2.296T tokens."""
+    ramp = Ramp.of([[0, 128], [2000, 256], [4000, 512]])
+    assert ramp.consumed(550_000) * 8192 == 2_296_381_440_000
+
+
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 12)).map(lambda r: (r[0], sum(r))), max_size=6),
+    first=st.integers(0, 60),
+    count=st.integers(0, 60),
+)
+def test_skipped_samples_are_left_out_and_no_others(ranges, first, count):
+    skipped = Skipped.of(ranges)
+    gone = {sample for a, b in ranges for sample in range(a, b)}
+    kept = [sample for sample in range(300) if sample not in gone]
+    assert skipped.samples(first, count).tolist() == kept[first : first + count]
+    assert skipped.holds(np.arange(80)).tolist() == [sample in gone for sample in range(80)]
+    assert Skipped.of(skipped.ranges) == skipped
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+def test_the_rows_of_all_ranks_are_the_batch(ranks, micro_batch):
+    batch = 3 * ranks * micro_batch
+    parts = [rows_of_rank(batch, micro_batch, rank, ranks) for rank in range(ranks)]
+    assert all(part.shape == (3, micro_batch) for part in parts)
+    assert np.array_equal(np.stack(parts, axis=1).reshape(-1), np.arange(batch))
+
+
+def test_a_split_that_does_not_come_out_names_the_nearest():
+    with pytest.raises(
+        ValueError, match="batch=30 must be a multiple of micro_batch=4 times 2 processes; nearest are 24 and 32"
+    ):
+        rows_of_rank(30, 4, 0, 2)
+    with pytest.raises(ValueError, match="nearest is 8"):
+        rows_of_rank(3, 4, 0, 2)
+    with pytest.raises(ValueError, match=r"rank=2 in 0\.\.1"):
+        rows_of_rank(8, 4, 2, 2)
+
+
+@pytest.mark.parametrize("batch", [[], [[1, 8]], [[0, 8], [0, 9]], [[0, 8], [5, 9], [3, 1]]])
+def test_a_ramp_must_rise_from_step_0(batch):
+    with pytest.raises(ValueError, match="must begin with step 0 and go on in rising steps"):
+        Ramp.of(batch)
+
+
+def test_ramps_and_gaps_without_sense_are_refused_by_name():
+    with pytest.raises(ValueError, match="less than one row"):
+        Ramp.of([[0, 8], [5, 0]])
+    with pytest.raises(ValueError, match=r"step=-1 must not be negative"):
+        Ramp.of(8).size(-1)
+    for wrong in ((3, 3), (5, 2), (-1, 4)):
+        with pytest.raises(ValueError, match=rf"skipped range \[{wrong[0]}, {wrong[1]}\)"):
+            Skipped.of([wrong])
