@@ -40,6 +40,8 @@ NAMES = {
 
 OPTIONS = {
     "train": {"recipe", "overrides", "--out", "--print", "--json", "--help"},
+    "estimate": {"recipe", "overrides", "--gpus", "--gpu", "--mfu", "--json", "--help"},
+    "sweep": {"recipe", "overrides", "--grid", "--seeds", "--out", "--json", "--help"},
     "generate": {
         "path", "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty",
         "--stop", "--seed", "--json", "--help",

@@ -18,6 +18,11 @@ import click
 
 VERBS = {  # verb: (module that has a click command of the same name, one line for --help)
     "train": ("openxlstm.cli.train", "Train the run that a recipe describes; the same command continues it."),
+    "estimate": (
+        "openxlstm.cli.estimate",
+        "Say what a run will need: memory per GPU, time, epochs; nothing is trained.",
+    ),
+    "sweep": ("openxlstm.cli.sweep", "Train a recipe once for every combination of values and seeds."),
     "generate": ("openxlstm.cli.generate", "Continue a text with a trained model."),
     "info": ("openxlstm.cli.info", "Show what a model, a preset, a recipe or this installation is made of."),
 }
