@@ -64,7 +64,7 @@ class Progress:
 
 @final
 class Pending:
-    """A save on its way to the disk. Whoever asked for it asks `wait` sooner or later, or never hears of a full disk."""
+    """A save on its way to the disk. Whoever never asks `wait` never hears of a full disk."""
 
     def __init__(self, target: Path, write: Callable[[], None] | None, asynchronous: bool) -> None:
         self._target = target

@@ -45,7 +45,7 @@ Optimiser = torch.optim.Optimizer | Together
 
 
 def build(model: Any, recipe: OptimRecipe) -> Optimiser:
-    """The optimiser a recipe names, over the model's own groups: what decays is part of the architecture, not the run."""
+    """The optimiser a recipe names, over the model's own groups: what decays belongs to the architecture."""
     return BUILDERS[recipe.name](model, recipe)
 
 

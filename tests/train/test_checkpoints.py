@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from torch import nn
 
 from openxlstm.train import checkpoints
 from openxlstm.train.checkpoints import Progress
+from openxlstm.train.ema import EMA
+from openxlstm.train.recipe import CheckpointRecipe
 
 
 def pair(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -110,3 +115,123 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     other = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2), nn.Linear(2, 2))
     with pytest.raises(ValueError, match="cannot be read"):
         checkpoints.load(path, other, torch.optim.AdamW(other.parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manner", ["once", "asynchronous"])
+def test_killed_at_every_point_inside_a_save(tmp_path: Path, manner: str, record_property) -> None:
+    """See killed_saves.py: the newest complete checkpoint loads, and the next save leaves no leftovers."""
+    program = Path(__file__).with_name("killed_saves.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "checkpoints"), manner],
+        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["points"] >= 20
+    assert 0 < seen["complete"] < seen["points"], "killed before the rename, and after it"
+    record_property("measured", f"killed at {seen['points']} points inside a save ({manner}), no checkpoint lost")
+
+
+def test_what_changes_after_an_asynchronous_save_does_not_reach_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Isolation, bit for bit, with the writer held back until everything has changed."""
+    model, optimiser = pair()
+    train(model, optimiser, range(3))
+    ema, extra = EMA(model, 0.5), {"lanes": torch.arange(6.0)}
+    go, write = threading.Event(), checkpoints._write
+
+    def held(*arguments: object) -> None:
+        assert go.wait(30)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoints, "_write", held)
+    want = weights(model)
+    moments = [value.clone() for state in optimiser.state.values() for value in state.values()]
+    pending = checkpoints.save(
+        tmp_path, model, optimiser, Progress(step=3), {}, ema=ema, extra=extra, asynchronous=True
+    )
+    assert not pending.done
+    train(model, optimiser, range(3, 5))
+    ema.update(0)
+    extra["lanes"].zero_()
+    go.set()
+    path = pending.wait()
+    assert pending.done
+    assert path == tmp_path / "step-00000003"
+    again, again_ema = pair(seed=9), EMA(pair(seed=9)[0], 0.5)
+    checkpoints.load(path, *again, ema=again_ema)
+    assert all(map(torch.equal, weights(again[0]), want))
+    assert all(map(torch.equal, again_ema.tensors.values(), want))
+    assert checkpoints.read_tensors(path, "extra")["lanes"].tolist() == [0, 1, 2, 3, 4, 5]
+    got = [value for state in again[1].state.values() for value in state.values()]
+    assert all(map(torch.equal, got, moments))
+
+
+def test_one_save_at_a_time(tmp_path: Path) -> None:
+    model, optimiser = pair()
+    saves = []
+    for step in range(1, 6):
+        saves.append(checkpoints.save(tmp_path, model, optimiser, Progress(step=step), {}, asynchronous=True))
+        assert all(earlier.done for earlier in saves[:-1])
+    assert [path.wait().name for path in saves] == [path.name for path in checkpoints.complete(tmp_path)]
+
+
+def test_a_full_disk_is_heard_of_later_and_does_not_end_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimiser = pair()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    pending = checkpoints.save(tmp_path, model, optimiser, Progress(step=1), {}, asynchronous=True)
+    with pytest.raises(OSError, match=r"step-00000001 could not be saved: .*No space left"):
+        pending.wait()
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    checkpoints.save(tmp_path, model, optimiser, Progress(step=2), {}, asynchronous=True).wait()
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["step-00000002"]
+
+
+def test_progress_comes_back_as_it_was(tmp_path: Path) -> None:
+    at = Progress(
+        step=7, consumed=56, elapsed=0.1, best=1.5, best_step=6, skipped=((8, 16), (24, 32)), skips=2, rollbacks=1
+    )
+    path = checkpoints.save(tmp_path, *pair(), at, {"title": "a"}).wait()
+    assert checkpoints.read_progress(path) == at
+    assert checkpoints.read_meta(path)["recipe"] == {"title": "a"}
+
+
+def test_which_checkpoints_stay(tmp_path: Path) -> None:
+    model, optimiser = pair()
+    keep = CheckpointRecipe(keep_last=2, keep_every=4, keep_best=True)
+    for step in range(1, 12):
+        best = min(step, 3)
+        checkpoints.save(
+            tmp_path, model, optimiser, Progress(step=step, best=1.0, best_step=best), {}, keep=keep, asynchronous=True
+        ).wait()
+    steps = [int(path.name.removeprefix("step-")) for path in checkpoints.complete(tmp_path)]
+    assert steps == [3, 4, 8, 10, 11], "the best, every fourth, the last two"
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_parts_are_read_without_model_and_optimiser(tmp_path: Path) -> None:
+    model, optimiser = pair()
+    train(model, optimiser, range(2))
+    path = checkpoints.save(tmp_path, model, optimiser, Progress(step=2), {}).wait()
+    got = checkpoints.read_tensors(path, "model")
+    assert list(got) == list(model.state_dict())
+    assert all(map(torch.equal, got.values(), weights(model)))
+    assert checkpoints.read_tensors(path, "ema") == {}
+    assert len(checkpoints.read_tensors(path, "optimiser")) == 3 * 4, "step and two moments of every parameter"
+    (path / ".metadata").write_bytes(b"no pickle")
+    with pytest.raises(ValueError, match="step-00000002: cannot be read"):
+        checkpoints.read_tensors(path, "model")
+
+
+def test_an_average_that_was_not_saved_is_named(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, *pair(), Progress(step=1), {}).wait()
+    model, optimiser = pair()
+    with pytest.raises(ValueError, match=r"cannot be read: .*ema"):
+        checkpoints.load(path, model, optimiser, ema=EMA(model, 0.9))
