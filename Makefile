@@ -11,7 +11,7 @@ PEERS  := xlstm==2.0.6 mlstm_kernels==2.0.6 einops==0.8.2 omegaconf==2.4.0 dacit
 setup: $(READY)
 
 # torch is installed alone and pinned: asked for as somebody's dependency, it brings gigabytes of GPU libraries.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard openxlstm/kernels/cpu/csrc/*)
 	@command -v $(PYTHON) >/dev/null || { echo "needs $(PYTHON); or name yours: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

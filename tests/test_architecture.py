@@ -47,7 +47,14 @@ OPTIONAL = {  # package: the folders that may import it
     "mlstm_kernels": ("bench",),  # the peers that our speed is compared with
     "xlstm": ("bench",),
 }
-HOMES = ("kernels/triton/", "hf/", "serve/", "train/plots.py", "data/pipeline.py", "tasks/lm_eval.py")  # what exists for its dependency imports it at the top,
+HOMES = (
+    "kernels/triton/",
+    "hf/",
+    "serve/",
+    "train/plots.py",
+    "data/pipeline.py",
+    "tasks/lm_eval.py",
+)  # what exists for its dependency imports it at the top,
 # and is itself imported only by functions, or by the same home
 
 

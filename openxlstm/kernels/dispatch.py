@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import openxlstm.kernels.cpu as cpu_backend
 import openxlstm.kernels.torch as torch_backend
 
 OPERATIONS = ("mlstm", "mlstm_step", "slstm", "slstm_step")
@@ -36,7 +37,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A name, the module that has the four operations, and why it refuses a call (None: it does not)."""
+    """A name, the module that has the operations it serves, and why it refuses a call (None: it does not)."""
 
     name: str
     module: ModuleType
@@ -46,6 +47,7 @@ class Backend:
 
 # Fastest first. The torch backend is last and never refuses.
 BACKENDS: tuple[Backend, ...] = (
+    Backend("cpu", cpu_backend, cpu_backend.refuses, cpu_backend.about()),
     Backend("torch", torch_backend, lambda call: None, "plain PyTorch, hand-written gradients; any device, any dtype"),
 )
 

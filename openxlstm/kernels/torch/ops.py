@@ -131,7 +131,8 @@ def _slstm_gradient(ctx: Any, dout: Any, dh: Any, dc: Any, dn: Any, dm: Any, dst
     return *gradients, *([None] * 4)
 
 
-def _once(ctx: Any, *gradients: Any) -> None:
+def once(ctx: Any, *gradients: Any) -> None:
+    """The derivative of a gradient: refused."""
     raise RuntimeError(
         "xLSTM kernels can be differentiated once: for second derivatives call openxlstm.cells, the definition"
     )
@@ -148,4 +149,4 @@ for _name, _body, _fake in (
 torch.library.register_autograd("openxlstm::mlstm", _mlstm_gradient, setup_context=_mlstm_save, lib=_lib)
 torch.library.register_autograd("openxlstm::slstm", _slstm_gradient, setup_context=_slstm_save, lib=_lib)
 for _name in ("mlstm_backward", "slstm_backward"):
-    torch.library.register_autograd(f"openxlstm::{_name}", _once, lib=_lib)
+    torch.library.register_autograd(f"openxlstm::{_name}", once, lib=_lib)

@@ -1,0 +1,74 @@
+"""The cpu backend: native kernels behind a plain C interface. So far the sLSTM; the rest it refuses, in a sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from openxlstm.cells import sLSTMState
+from openxlstm.kernels.cpu import ops as ops
+from openxlstm.kernels.cpu.library import native
+from openxlstm.kernels.torch.ops import refuse_forward_mode
+
+if TYPE_CHECKING:
+    from openxlstm.kernels.dispatch import Call
+
+
+def refuses(call: Call) -> str | None:
+    """One sentence if this backend cannot serve the call."""
+    if call.device != "cpu":
+        return f"the tensors are on {call.device}"
+    if call.op.startswith("mlstm"):
+        return "the native library has kernels of the sLSTM only, so far"
+    if call.op == "slstm_step" and call.needs_grad:
+        return "one step with gradients is served by torch"
+    if call.dtype not in (torch.float32, torch.bfloat16):
+        return (
+            f"{str(call.dtype).removeprefix('torch.')} is served by torch; the native kernels take float32 and bfloat16"
+        )
+    return _MISSING
+
+
+def slstm(
+    gates: Tensor,
+    R: Tensor,
+    b: Tensor,
+    state: sLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    forget_gate: str,
+) -> tuple[Tensor, sLSTMState]:
+    """See `openxlstm.kernels.slstm`; here T >= 1 and the arguments are checked."""
+    inputs = (gates, R, b, state.h, state.c, state.n)
+    refuse_forward_mode(*inputs)
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    out, h, c, n, m, _tape = torch.ops.openxlstm_cpu.slstm(*inputs, state.m.detach(), reset, mask, forget_gate, save)
+    return out, sLSTMState(h, c, n, m.detach())
+
+
+def slstm_step(
+    gates: Tensor,
+    R: Tensor,
+    b: Tensor,
+    state: sLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    forget_gate: str,
+) -> tuple[Tensor, sLSTMState]:
+    """A sequence of one."""
+    flags = {"reset": None if reset is None else reset[:, None], "mask": None if mask is None else mask[:, None]}
+    out, state = slstm(gates[:, None], R, b, state, **flags, forget_gate=forget_gate)
+    return out[:, 0], state
+
+
+def about() -> str:
+    """What serves, for people: the instruction set, or why there is none."""
+    return _MISSING or f"native kernels of the sLSTM, {_found.name} instructions; float32 and bfloat16"
+
+
+_found = native()  # at import, so that a decision reads no file and no environment variable
+_MISSING = _found if isinstance(_found, str) else None

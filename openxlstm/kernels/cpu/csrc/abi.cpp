@@ -1,0 +1,68 @@
+// Which instruction set serves a call. Each is the same source compiled with its own flags, in a namespace of its own.
+
+#include "openxlstm.h"
+
+#define XL_DECLARE(isa)                                         \
+    namespace isa {                                             \
+    int slstm_forward(const xl_slstm_forward &);                \
+    int slstm_backward(const xl_slstm_backward &);              \
+    int function(const char *, const float *, float *, int64_t); \
+    }
+
+XL_DECLARE(xl_baseline)
+#if defined(__x86_64__)
+XL_DECLARE(xl_avx2)
+XL_DECLARE(xl_avx512)
+#endif
+
+namespace {
+
+struct Table {
+    int (*slstm_forward)(const xl_slstm_forward &);
+    int (*slstm_backward)(const xl_slstm_backward &);
+    int (*function)(const char *, const float *, float *, int64_t);
+};
+
+#define XL_TABLE(isa) {isa::slstm_forward, isa::slstm_backward, isa::function}
+const Table tables[] = {
+    XL_TABLE(xl_baseline),
+#if defined(__x86_64__)
+    XL_TABLE(xl_avx2),
+    XL_TABLE(xl_avx512),
+#endif
+};
+
+const Table *table(int isa) { return isa >= 0 && isa <= xl_best_isa() ? &tables[isa] : nullptr; }
+
+}  // namespace
+
+extern "C" {
+
+int xl_version(void) { return XL_VERSION; }
+
+int xl_best_isa(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+int xl_run_slstm_forward(int isa, const xl_slstm_forward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->slstm_forward(*call);
+}
+
+int xl_run_slstm_backward(int isa, const xl_slstm_backward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->slstm_backward(*call);
+}
+
+int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->function(name, x, y, count);
+}
+}

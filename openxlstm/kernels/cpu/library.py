@@ -1,0 +1,119 @@
+"""The native library: found beside this file if it was built, loaded at the first question, never compiled here.
+
+`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512), so that each can be tested wherever it runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ISAS = ("baseline", "avx2", "avx512")  # by number, as csrc/openxlstm.h has them
+FILE = Path(__file__).with_name("_openxlstm.so")
+VERSION = 1  # XL_VERSION
+TAPE = 8  # vectors that the forward sweep keeps per step: XL_TAPE
+
+_STATE = ("h0", "c0", "n0", "m0")
+
+
+class SlstmForward(ctypes.Structure):
+    """xl_slstm_forward."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("B", "T", "H", "K", "threads", "bf16", "exp_forget")),
+        ("gate_strides", c_int64 * 4),
+        *((name, c_void_p) for name in ("gates", "R", "b", "reset", "mask", *_STATE, "out", "h1", "c1", "n1", "m1")),
+        ("tape", c_void_p),
+    ]
+
+
+class SlstmBackward(ctypes.Structure):
+    """xl_slstm_backward."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("B", "T", "H", "K", "threads", "bf16")),
+        *((name, c_void_p) for name in ("dout", "dh", "dc", "dn", "R", "reset", "mask", "c0", "n0", "tape")),
+        *((name, c_void_p) for name in ("draw", "dh0", "dc0", "dn0")),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """The loaded library and the instruction set that it uses."""
+
+    library: ctypes.CDLL
+    isa: int
+
+    @property
+    def name(self) -> str:
+        """Of the instruction set."""
+        return ISAS[self.isa]
+
+    def slstm_forward(self, call: SlstmForward) -> None:
+        """Run one forward sweep."""
+        _check(self.library.xl_run_slstm_forward(self.isa, ctypes.byref(call)))
+
+    def slstm_backward(self, call: SlstmBackward) -> None:
+        """Run one backward sweep."""
+        _check(self.library.xl_run_slstm_backward(self.isa, ctypes.byref(call)))
+
+    def function(self, name: str, x: Tensor) -> Tensor:
+        """exp, log1p, tanh or sigmoid of an fp32 tensor: what the gates are made of, for the tests of its accuracy."""
+        x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        _check(self.library.xl_run_function(self.isa, name.encode(), x.data_ptr(), y.data_ptr(), x.numel()))
+        return y
+
+
+@functools.cache
+def native() -> Native | str:
+    """The library, or one sentence about why there is none.
+
+    Raises:
+        ValueError: `OPENXLSTM_ISA` names an instruction set that does not exist or that this machine lacks.
+    """
+    if not FILE.exists():
+        return (
+            "the native library was not built: install openxlstm again where there is a C++ compiler (g++ or clang++)"
+        )
+    try:
+        library = ctypes.CDLL(str(FILE))
+    except OSError as error:
+        return f"the native library cannot be loaded ({error}); install openxlstm again on this machine"
+    if not hasattr(library, "xl_version") or library.xl_version() != VERSION:
+        return "the native library was built from other sources than these; install openxlstm again"
+    library.xl_run_slstm_forward.argtypes = [c_int, POINTER(SlstmForward)]
+    library.xl_run_slstm_backward.argtypes = [c_int, POINTER(SlstmBackward)]
+    library.xl_run_function.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int64]
+    best = library.xl_best_isa()
+    wanted = os.environ.get("OPENXLSTM_ISA")
+    if wanted is None:
+        return Native(library, best)
+    if wanted not in ISAS[: best + 1]:
+        raise ValueError(f"OPENXLSTM_ISA={wanted!r} must be one of {', '.join(ISAS[: best + 1])} on this machine")
+    return Native(library, ISAS.index(wanted))
+
+
+def pointer(x: Tensor | None) -> int | None:
+    """The address of a tensor's first element, None for none."""
+    return None if x is None else x.data_ptr()
+
+
+def threads() -> int:
+    """As many as PyTorch would use; one in a forked child, where the parent's pool does not exist."""
+    return 1 if os.getpid() != _PROCESS else torch.get_num_threads()
+
+
+def _check(code: int) -> None:
+    if code == 1:
+        raise MemoryError("the native kernel could not get memory for its working copy of R and of the states")
+    assert code == 0, f"the native library answered {code}"
+
+
+_PROCESS = os.getpid()
