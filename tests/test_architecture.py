@@ -39,6 +39,8 @@ OPTIONAL = {  # package: the folders that may import it
     "gguf": ("checkpoint",),
     "yaml": ("checkpoint",),
     "datatrove": ("data",),
+    "pyarrow": ("data",),
+    "zstandard": ("data",),
     "wandb": ("train",),
     "matplotlib": ("train", "bench"),
     "lm_eval": ("tasks",),

@@ -209,6 +209,27 @@ def write_tokens(
     seal(path, [shard], tokenizer, tokenizer.end_id, dtype.itemsize, byte_level=byte_level, made_by=made_by)
 
 
+def write_folder(
+    path: Path, folder: TokenFolder, *, name: str = "tokens", made_by: dict[str, Any] | None = None
+) -> None:
+    """Write the tokens of a folder to another one, 000_NAME.ds, 001_NAME.ds, ...: for those that have no index."""
+    path.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, shard in enumerate(folder.shards):
+        file, index = f"{number:03d}_{name}.ds", shard.ends.astype("<u8").tobytes()
+        with open(path / file, "wb") as stream:
+            for block in blocks(shard.tokens):
+                stream.write(np.ascontiguousarray(block))
+            _to_disk(stream)
+        (path / f"{file}.index").write_bytes(index)
+        lines.append({
+            "file": file, "tokens": len(shard.tokens), "documents": len(shard.ends), "bytes": shard.bytes,
+            "sha256": shard.sha256, "index_sha256": hashlib.sha256(index).hexdigest(),
+        })  # fmt: skip
+    size = folder.shards[0].tokens.itemsize
+    seal(path, lines, folder.tokenizer, folder.end_id, size, byte_level=folder.byte_level, made_by=made_by)
+
+
 def seal(
     path: Path,
     shards: Sequence[dict[str, Any]],
