@@ -63,7 +63,7 @@ def _read_cuda(tensors: Tensors) -> Tensors:
 
 def fused(*rows: int) -> Form:
     """Several matrices stored as one, in this order; `rows` are their first axes."""
-    return Form(lambda t: torch.split(t[0], rows), lambda t: (torch.cat(t),))
+    return Form(lambda t: torch.split(t[0], list(rows)), lambda t: (torch.cat(t),))
 
 
 SAME = Form(lambda t: t, lambda t: t)
@@ -81,7 +81,8 @@ NO_WEIGHT = Form(lambda t: (t[0], t[0].new_ones(t[0].shape[:2].numel())), lambda
 
 def rule(ours: str | Iterable[str], theirs: str | Iterable[str], form: Form = SAME) -> Rule:
     """A row of a table; one name needs no tuple."""
-    return Rule(*((side,) if isinstance(side, str) else tuple(side) for side in (ours, theirs)), form)
+    left, right = ((side,) if isinstance(side, str) else tuple(side) for side in (ours, theirs))
+    return Rule(left, right, form)
 
 
 def under(prefixes: tuple[str, str], rows: Iterable[Rule]) -> tuple[Rule, ...]:

@@ -121,7 +121,8 @@ def _cleaned(source: Source) -> Source:
 def _nxai(source: Source, given: Mapping[str, Any] | None) -> Plan:
     """NX-AI's xlstm: facts from the tensors, checked against the config."""
     found, variant = facts.of_nx(source)
-    tied, notes = False, (NO_CONFIG.format("act_fn gelu, dropout 0, head and embedding two tensors"),)
+    tied = False
+    notes: tuple[str, ...] = (NO_CONFIG.format("act_fn gelu, dropout 0, head and embedding two tensors"),)
     if given is not None:
         changes, tied, notes = config_nx.apply(given, found, variant)
         found = replace(found, **changes)
@@ -136,7 +137,7 @@ def _large(source: Source, layout: str, given: Mapping[str, Any] | None) -> Plan
     sizes, is_fused = facts.of_large(source, rules_large.EMBEDDING[layout])
     notes: tuple[str, ...] = ()
     if given is None:
-        config = xLSTMLargeConfig(**sizes)
+        config = xLSTMLargeConfig.from_dict(sizes)
         notes = (NO_CONFIG.format("soft caps 15 and 30, eps 1e-6"),)
     elif layout == "hf":
         said = hf_layout.from_hf_config(given, ffn_width=sizes["ffn_width"])

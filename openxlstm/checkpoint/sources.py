@@ -186,7 +186,7 @@ def _open_safetensors(path: Path) -> Source:
 def _reader(path: Path, shape: tuple[int, ...], dtype: torch.dtype, begin: int) -> Callable[[], Tensor]:
     def read() -> Tensor:
         tensor = torch.empty(shape, dtype=dtype)
-        into = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        into = tensor.reshape(-1).view(torch.uint8).numpy().data
         with path.open("rb", buffering=0) as file:
             file.seek(begin)
             done = 0

@@ -88,7 +88,7 @@ def write_shard(
             expected = shard.tensors[name]
             got, want = (tensor.shape, tensor.dtype), (expected.shape, expected.dtype)
             assert got == want, f"{name} is {got}, and was announced as {want}"
-            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             wrote(tensor.nbytes)
         file.flush()
         os.fsync(file.fileno())
