@@ -42,10 +42,19 @@ OPTIONS = {
     "train": {"recipe", "overrides", "--out", "--print", "--json", "--help"},
     "estimate": {"recipe", "overrides", "--gpus", "--gpu", "--mfu", "--json", "--help"},
     "sweep": {"recipe", "overrides", "--grid", "--seeds", "--out", "--json", "--help"},
+    "prepare": {
+        "sources", "--out", "--tokenizer", "--split", "--text-key", "--delimiter", "--workers", "--slurm", "--ray",
+        "--adopt", "--token-size", "--json", "--help",
+    },
+    "tokenizer": {"sources", "--vocab", "--out", "--text-key", "--json", "--help"},
+    "inspect": {
+        "folder", "--documents", "--windows", "--context", "--window", "--verify", "--json", "--help",
+    },
     "generate": {
         "path", "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty",
         "--stop", "--seed", "--json", "--help",
     },
+    "convert": {"source", "target", "--to", "--config", "--shard-size", "--slstm-layout", "--json", "--help"},
     "info": {"what", "--json", "--help"},
 }  # fmt: skip
 
