@@ -51,7 +51,7 @@ class Batch:
             return PackedSequence(torch.cat(steps), *self.packed[1:])
         if not self.batched:
             return y[0]
-        return y if self.batch_first else y.transpose(0, 1)
+        return y if self.batch_first else y.transpose(0, 1).contiguous()  # scripts call output.view(-1, width)
 
 
 def read(

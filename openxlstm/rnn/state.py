@@ -40,7 +40,7 @@ class RNNState(State):
     def __iter__(self) -> Iterator[Tensor]:
         """h [S, B, width], then c [S, B, memory]; without B if the input had none."""
         pair = self.h, torch.stack([memory(layer) for layer in self.layers], dim=1)
-        yield from (part.transpose(0, 1) if self.batched else part[0] for part in pair)
+        yield from (part.transpose(0, 1).contiguous() if self.batched else part[0] for part in pair)
 
     def __len__(self) -> int:
         return 2
