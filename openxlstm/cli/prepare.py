@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -65,7 +65,7 @@ def prepare(
     if slurm is not None and ray:
         raise click.UsageError("--slurm and --ray exclude each other")
     settings = Settings(shares=_shares(split), text_key=text_key, delimiter=_unescaped(delimiter))
-    cluster = Slurm.read(slurm) if slurm is not None else "ray" if ray else None
+    cluster: Slurm | Literal["ray"] | None = Slurm.read(slurm) if slurm is not None else "ray" if ray else None
     try:
         with _shown(as_json) as status:
             made = make(

@@ -193,7 +193,7 @@ def _read(
     for block in blocks(tokens):
         if block.max() >= tokenizer.vocab_size:
             raise ValueError(f"{where} holds the id {block.max()}, and {tokenizer} has none of it: another tokenizer's")
-        digest.update(np.ascontiguousarray(block))
+        digest.update(block.data)
         if bytes_of is not None:
             sums = np.cumsum(bytes_of[block]) + sum_before
             first, last = np.searchsorted(ends, (start + 1, start + len(block) + 1))

@@ -206,7 +206,8 @@ def collect(work: Path, split: str, tasks: int, tokenizer: Tokenizer, made_by: d
 
     Shards are called as the plain writer calls them, 000_SPLIT.ds: one task gives its bytes, fingerprint included.
     """
-    folder, lines, byte_level = work / "made" / split, [], True
+    folder, byte_level = work / "made" / split, True
+    lines: list[dict[str, Any]] = []
     for rank in range(tasks):
         facts = json.loads((work / "facts" / split / f"{rank:05d}.json").read_text())
         file = folder / f"{rank:05d}_unshuffled.ds"

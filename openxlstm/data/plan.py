@@ -135,7 +135,8 @@ class Plan:
 
 def _cut(sizes: Sequence[int], tasks: int) -> tuple[tuple[int, int], ...]:
     """At most `tasks` runs of consecutive files, none empty, whose bytes are about equal."""
-    total, done, first, runs = sum(sizes), 0, 0, []
+    runs: list[tuple[int, int]] = []
+    total, done, first = sum(sizes), 0, 0
     for index, size in enumerate(sizes):
         done += size
         if done * tasks >= total * (len(runs) + 1) and (done or index == len(sizes) - 1):

@@ -65,9 +65,9 @@ def documents(path: Path, name: str, text_key: str, delimiter: str, left_out: Le
     Raises:
         ValueError: a record is damaged or has no such key; the file ends too early; its reader is not installed.
     """
-    if name.endswith(".parquet"):
+    if path.name.endswith(".parquet"):
         texts = _of_parquet(path, text_key)
-    elif holds_records(name):
+    elif holds_records(path.name):
         texts = _of_lines(path, text_key)
     elif delimiter == WHOLE:
         yield from _of_text(path, name, left_out)

@@ -116,7 +116,7 @@ class TokenFolder:
         for shard in self.shards:
             file, digest = self.path / shard.file, hashlib.sha256()
             for block in blocks(shard.tokens):
-                digest.update(block)
+                digest.update(block.data)
                 if block.max() >= self.tokenizer.vocab_size:
                     raise ValueError(f"{file} holds the id {block.max()}; {self.tokenizer} has none of it")
                 done += len(block)
@@ -124,7 +124,7 @@ class TokenFolder:
                     progress(done, self.total_tokens)
             if digest.hexdigest() != shard.sha256:
                 raise ValueError(f"{file} is damaged: its sha256 is not the one in {META}")
-            if shard.loss is not None and hashlib.sha256(shard.loss).hexdigest() != shard.loss_sha256:
+            if shard.loss is not None and hashlib.sha256(shard.loss.data).hexdigest() != shard.loss_sha256:
                 raise ValueError(f"{file}.loss is damaged: its sha256 is not the one in {META}")
 
     @property
@@ -219,7 +219,7 @@ def write_folder(
         file, index = f"{number:03d}_{name}.ds", shard.ends.astype("<u8").tobytes()
         with open(path / file, "wb") as stream:
             for block in blocks(shard.tokens):
-                stream.write(np.ascontiguousarray(block))
+                stream.write(block.data)
             _to_disk(stream)
         (path / f"{file}.index").write_bytes(index)
         lines.append({
