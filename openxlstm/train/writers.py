@@ -7,6 +7,7 @@ after a checkpoint replaces what was there.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -80,7 +81,7 @@ class WeightsAndBiases:
             raise ValueError("log.wandb needs a package: pip install 'openxlstm[wandb]', or leave it out") from error
         kept = folder / "wandb-id"
         if not kept.exists():
-            kept.write_text(wandb.util.generate_id() + "\n", encoding="utf-8")
+            kept.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
         self._run = wandb.init(
             project=project, name=folder.resolve().name, id=kept.read_text(encoding="utf-8").strip(),
             resume="allow", dir=str(folder), config=recipe,
