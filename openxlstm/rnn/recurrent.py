@@ -48,6 +48,7 @@ class Recurrent(nn.Module):
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.layers = nn.ModuleList(layers)
         self._empty = tuple(layer.empty_state(1, "meta", torch.float32) for layer in layers)
+        self._shapes = tuple(_shapes(empty) for empty in self._empty)
         self.reset_parameters()
         self.to(device=device, dtype=dtype)
 
@@ -142,8 +143,8 @@ class Recurrent(nn.Module):
                 f"step takes [batch, {self.input_size}], or [{self.input_size}] for one sequence; got {list(x.shape)}"
             )
         time = 1 if x.ndim == 2 and self.batch_first else 0
-        y, state = self(x.unsqueeze(time), state)
-        return y.squeeze(time), state
+        y, after = self(x.unsqueeze(time), state)
+        return y.squeeze(time), after
 
     def _check_dtype(self, x: Float[Tensor, "B T D"]) -> None:
         parameter = next(self.parameters())
@@ -162,11 +163,8 @@ class Recurrent(nn.Module):
                 f"the state is for [batch, layers and directions, width] = {list(state.h.shape)}, and this call needs "
                 f"{list(want)}; state.select(rows) picks sequences"
             )
-        for layer, (given, empty) in enumerate(zip(state.layers, self._empty, strict=True)):
-            shapes, wanted = (
-                {name: tensor.shape[1:] for name, tensor in one.named_tensors()} for one in (given, empty)
-            )
-            if shapes != wanted:
+        for layer, (given, wanted) in enumerate(zip(state.layers, self._shapes, strict=True)):
+            if (shapes := _shapes(given)) != wanted:
                 raise ValueError(
                     f"layer {layer} of the state holds {_said(shapes)}; this module's holds {_said(wanted)}"
                 )
@@ -252,5 +250,10 @@ def _last(
     return torch.where(mask.any(dim=1)[:, None], last, h)
 
 
-def _said(shapes: dict[str, torch.Size]) -> str:
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    """Dotted path to shape without the batch axis."""
+    return {name: tuple(tensor.shape[1:]) for name, tensor in state.named_tensors()}
+
+
+def _said(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())

@@ -83,12 +83,10 @@ def read(
         )
     batched = x.ndim == 3
     x_BTD = x[None] if not batched else x if batch_first else x.transpose(0, 1)
-    counts = None
-    if lengths is not None:
-        if not batched:
-            raise ValueError("lengths are for batches; of one sequence [time, features] pass the steps that exist")
-        counts = _lengths(lengths, *x_BTD.shape[:2], x.device)
-    return _batch(x_BTD, counts, reset, batched, batch_first, None)
+    if lengths is not None and not batched:
+        raise ValueError("lengths are for batches; of one sequence [time, features] pass the steps that exist")
+    steps = None if lengths is None else _lengths(lengths, x_BTD.shape[0], x_BTD.shape[1], x.device)
+    return _batch(x_BTD, steps, reset, batched, batch_first, None)
 
 
 def _batch(
@@ -101,12 +99,12 @@ def _batch(
         mask = torch.arange(T, device=x.device) < counts[:, None]
         x = torch.where(mask[..., None], x, 0.0)
     if reset is not None:
-        form, shape = ("[batch, time]", (B, T)) if batch_first else ("[time, batch]", (T, B))
-        form, shape = (form, shape) if batched else ("[time]", (T,))
-        if reset.dtype != torch.bool or reset.shape != shape:
+        form, shape = ("[batch, time]", [B, T]) if batch_first else ("[time, batch]", [T, B])
+        form, shape = (form, shape) if batched else ("[time]", [T])
+        if reset.dtype != torch.bool or list(reset.shape) != shape:
             raise ValueError(
-                f"reset must be bool {form} = {list(shape)}, True where an episode starts; got {reset.dtype} "
-                f"{list(reset.shape)}" + ("; use reset.bool()" if reset.shape == shape else "")
+                f"reset must be bool {form} = {shape}, True where an episode starts; got {reset.dtype} "
+                f"{list(reset.shape)}" + ("; use reset.bool()" if list(reset.shape) == shape else "")
             )
         reset = reset[None] if not batched else reset if batch_first else reset.t()
         reset = reset if mask is None else reset & mask  # what does not exist does not start anything

@@ -194,7 +194,7 @@ def test_what_cannot_be_built_is_refused(make, sentence):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_graph_with_state_in_and_out(kind):
     torch._dynamo.reset()
-    module = build(kind, num_layers=2, bidirectional=kind == "sLSTM")
+    module = build(kind, bidirectional=kind == "sLSTM")  # tracing is slow, and more layers are more of the same
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     state = eager_state = None
     for T in (9, 70, 3):
