@@ -176,7 +176,8 @@ def end_id_of(tokenizer: Tokenizer) -> int:
 def spells(tokenizer: Tokenizer) -> bool:
     """Whether tokens add up to the bytes of any text: byte-level, and nothing is changed or inserted before that."""
     data = json.loads(tokenizer.json)
-    return tokenizer.byte_level and not data.get("normalizer") and '"add_prefix_space": true' not in json.dumps(data)
+    inserts = '"add_prefix_space": true' in json.dumps(data.get("pre_tokenizer"))
+    return tokenizer.byte_level and not data.get("normalizer") and not inserts
 
 
 def _read(
