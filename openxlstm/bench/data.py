@@ -36,8 +36,7 @@ from openxlstm.train.recipe import OptimRecipe
 CONTEXT, BATCH = 128, 16  # of recipes/stdlib-tiny.toml
 MODELS = {  # name: (width, heads, pattern)
     "stdlib-tiny": (64, 4, "ms"),
-    "the same, m blocks only": (64, 4, "mm"),
-    "the least: one m block": (32, 2, "m"),
+    "m blocks only": (64, 4, "mm"),
 }
 MEAN_DOCUMENT = 1000  # tokens; lengths are log-normal, as those of texts are
 _STATUS = Path("/proc/self/status")
@@ -64,7 +63,7 @@ def main(gigabytes: float, seconds: float, threads: int, json_file: Path | None)
         reading = [_read(folder, window, seconds) for window in WINDOWS]
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "tokens/s", "x training", "open, s", "memory, MB", "mapped, MB"):
+    for column in ("", "tokens/s", "ratio", "opened", "memory", "mapped"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name, speed in training.items():
         table.add_row(f"training, {name}", f"{speed:,.0f}", "", "", "", "")
@@ -74,14 +73,14 @@ def main(gigabytes: float, seconds: float, threads: int, json_file: Path | None)
             f"reading, {row.window}",
             f"{row.per_second:,.0f}",
             f"{row.per_second / fastest:,.0f}",
-            f"{row.opening:.1f}",
-            f"{row.grown / 1e6:.0f}",
-            f"{row.mapped / 1e6:.0f}",
+            f"{row.opening:.1f} s",
+            f"{row.grown / 1e6:.0f} MB",
+            f"{row.mapped / 1e6:.0f} MB",
         )
     console.print(table)
     console.print(
-        "x training: of the fastest. memory: most that the process's own memory grew by while reading. mapped: the same"
-        " for pages of files (index and tokens), which the system takes back when it needs room.",
+        "ratio: to the fastest training. memory: most that the process's own grew by. mapped: the same for"
+        " pages of files (tokens, index, plan), which the system takes back when it needs room.",
         soft_wrap=True,
     )
     if json_file is not None:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int64
 from openxlstm.data.tokens import Shard, TokenFolder
 
 MAPPED = 1 << 26  # bytes of a token file that stay mapped after having been read: what a process's size shows
-_AROUND = 1 << 16  # the kernel maps so much around a page that was asked for
+_AROUND = 1 << 21  # the kernel maps at most so much with a page that was asked for: a large folio
 
 
 @final
@@ -91,8 +91,8 @@ class Reader:
         file, tokens = self._files[number], self.folder.shards[number].tokens
         if file is None:
             return
-        assert isinstance(tokens, np.memmap)
-        header = tokens.offset % mmap.ALLOCATIONGRANULARITY  # bytes of the mapping before the first token
+        offset = tokens.offset if isinstance(tokens, np.memmap) else 0
+        header = offset % mmap.ALLOCATIONGRANULARITY  # bytes of the mapping before the first token
         first = header + spans.start * tokens.itemsize
         last = first + spans.length * tokens.itemsize
         page = first // mmap.PAGESIZE * mmap.PAGESIZE
@@ -100,7 +100,10 @@ class Reader:
             file.madvise(mmap.MADV_WILLNEED, begin, size)
 
     def _forget(self, spans: Spans) -> None:
-        """Unmap what was read, once it is much. The pages stay in the system's cache and cost nothing to map again."""
+        """Unmap what was read, once it is much. The pages stay in the system's cache and cost nothing to map again.
+
+        Index and plan stay mapped, as far as they have been looked up.
+        """
         itemsize = self.folder.shards[0].tokens.itemsize
         self._touched += int(spans.length.sum()) * itemsize + len(spans.length) * _AROUND
         if self._touched > MAPPED:
@@ -111,10 +114,11 @@ class Reader:
 
 
 def _mapping(array: np.ndarray) -> mmap.mmap | None:
-    """The mapped file behind an array, if there is one that takes advice. Windows' takes none, and needs none."""
-    if not isinstance(array, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return None
-    return array.base if isinstance(array.base, mmap.mmap) else None
+    """The mapped file behind an array or a part of one, if there is one. Windows' takes no advice, and needs none."""
+    base = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None
 
 
 def _copy(shard: Shard, end_id: int, spans: Spans, batch: Batch) -> None:
