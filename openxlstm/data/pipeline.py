@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
@@ -29,7 +29,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, final
 
 import numpy as np
-from datatrove.data import Document, DocumentsPipeline
+from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -58,7 +58,7 @@ class Read(PipelineStep):
         self.work, self.split = work, split
         self.left_out = LeftOut()
 
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents in the order of the plan."""
         self.left_out = LeftOut()  # a process may run one task after another
         plan = Plan.from_json((self.work / "plan.json").read_text())
@@ -80,7 +80,7 @@ class CountBytes(PipelineStep):
         super().__init__()
         self.documents = self.bytes = self.lengths = 0
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """The same documents."""
         self.documents = self.bytes = self.lengths = 0  # a process may run one task after another
         for one in data:
@@ -121,7 +121,7 @@ class Tokenize(DocumentTokenizer):
         """Bytes per id."""
         return 2 if self.exact.vocab_size <= 1 << 16 else 4
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> None:
         """Write the shard of a task and its facts."""
         super().run(data, rank, world_size)
         facts: dict[str, Any] = {"empty": self.read.left_out.empty, "not_text": self.read.left_out.not_text}

@@ -124,7 +124,7 @@ class Plan:
             return f"the settings were {other.settings}"
         if self.files != other.files or self.changed != other.changed:
             mine, theirs = (set(zip(plan.files, plan.changed)) for plan in (self, other))
-            names = sorted(file.name for file, _ in mine ^ theirs)
+            names = sorted({file.name for file, _ in mine ^ theirs})
             return (
                 f"the files have changed ({names[0]}{', ...' if len(names) > 1 else ''})"
                 if names
