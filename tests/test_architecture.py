@@ -33,6 +33,7 @@ DEFINITION = {"torch", "jaxtyping", "openxlstm"}  # all that cells/ may know
 OPTIONAL = {  # package: the folders that may import it
     "triton": ("kernels/triton",),
     "transformers": ("hf",),
+    "huggingface_hub": ("hf",),
     "accelerate": ("hf",),
     "peft": ("hf",),
     "trl": ("hf",),
