@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +48,10 @@ def build(config: AnyConfig) -> nn.Module:
         return xLSTM(config) if isinstance(config, xLSTMConfig) else xLSTMStack(config)
 
 
-def our_tensors(config: AnyConfig) -> dict[str, Tensor]:
+@lru_cache(maxsize=8)  # a conversion asks for it several times; of 48 blocks it takes half a second
+def our_tensors(config: AnyConfig) -> Mapping[str, Tensor]:
     """Every tensor that the model has, as meta tensors, in its own order."""
-    return dict(build(config).state_dict())
+    return MappingProxyType(dict(build(config).state_dict()))
 
 
 def check(plan: Plan, source: Source) -> None:

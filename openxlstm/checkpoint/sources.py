@@ -206,14 +206,14 @@ def _open_torch(path: Path) -> Source:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # only the zip format can be mapped; older files are read whole
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ValueError(
-            f"{path} holds more than tensors, and what it holds would have to be executed ({reason}). Nothing was; "
-            f"load it where you trust it, and save its state_dict() as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error).splitlines() or ["it ends early"])[0][:200]
+    except Exception as error:  # of a damaged pickle, anything
+        told = str(error).split("WeightsUnpickler error:")[-1].strip() or "it ends early"
+        reason = told.splitlines()[0][:200]
+        if isinstance(error, pickle.UnpicklingError) and re.search("global|class", reason, re.IGNORECASE):
+            raise ValueError(
+                f"{path} holds more than tensors, and what it holds would have to be executed ({reason}). Nothing was; "
+                f"load it where you trust it, and save its state_dict() as safetensors"
+            ) from error
         raise ValueError(
             f"{path} is damaged, incomplete or no PyTorch file ({reason}); was a copy or a download interrupted?"
         ) from error

@@ -209,7 +209,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _check_folder(folder: Path) -> None:
     """A sentence about what the folder is, if it is not ours."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
+        raise ValueError(f"there is no file or folder {folder}")
     if weight_files(folder):
         return
     if (folder / "model" / WEIGHTS).is_file():

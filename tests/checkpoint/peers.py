@@ -105,7 +105,8 @@ def hf_model(**options):
 
 def relative(got, want):
     """Largest difference on the scale of what is wanted."""
-    return float((got.double() - want.double()).abs().max() / want.double().abs().max())
+    got, want = got.detach().double(), want.detach().double()
+    return float((got - want).abs().max() / want.abs().max())
 
 
 def greedy(model, tokens, steps):

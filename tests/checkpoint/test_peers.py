@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+
+pytest.importorskip("yaml")
 from checkpoint.peers import (
     W,
     fused,
@@ -41,10 +43,11 @@ def tokens(*shape):
 @pytest.mark.parametrize("case", NX)
 def test_logits_of_nx(case, tmp_path, record_property):
     peer, config = nx_model(**NX[case])
-    ours = load(save_nx(peer, config, tmp_path / "peer"))
+    ours = load(save_nx(peer, config, tmp_path / "single"))
     x = tokens(2, 70)
     single = relative(ours(x)[0], peer(x))
-    peer, ours = peer.double(), ours.double()
+    peer = peer.double()  # saved again: it adds 1 to its norms in the dtype of the file
+    ours = load(save_nx(peer, config, tmp_path / "double"))
     double = relative(ours(x)[0], peer(x))
     assert single <= 1e-5
     assert double <= 1e-6  # the peer's m_0 is -infinity, ours 0: 1e-6 apart through eps alone
@@ -56,8 +59,8 @@ def test_logits_of_nx(case, tmp_path, record_property):
 def test_steps_of_nx_from_one_state(case, tmp_path):
     """Half of the text through the peer's steps, its state into ours, the other half step by step side by side."""
     peer, config = nx_model(**NX[case])
-    ours = load(save_nx(peer, config, tmp_path / "peer")).double()
     peer, x, theirs = peer.double(), tokens(2, 12), None
+    ours = load(save_nx(peer, config, tmp_path / "peer"))
     for t in range(6):
         _, theirs = peer.step(x[:, t : t + 1], state=theirs)
     state = states.nx_model(theirs, ours.config)
@@ -75,8 +78,8 @@ def test_steps_of_nx_from_one_state(case, tmp_path):
 
 def test_one_tap_by_steps_because_the_peer_crashes_in_forward(tmp_path):
     peer, config = nx_model(pattern="ms", J=1)
-    ours, peer, theirs, x = load(save_nx(peer, config, tmp_path / "peer")).double(), peer.double(), None, tokens(1, 6)
-    want = []
+    peer, theirs, x, want = peer.double(), None, tokens(1, 6), []
+    ours = load(save_nx(peer, config, tmp_path / "peer"))
     for t in range(6):
         logits, theirs = peer.step(x[:, t : t + 1], state=theirs)
         want.append(logits)
@@ -111,7 +114,8 @@ def test_logits_of_xlstm_large(case, tmp_path, record_property):
     x = tokens(2, 70)
     want, theirs = peer(x)
     got, state = ours(x)
-    assert relative(got, want) <= 1e-4
+    logits = relative(got, want)
+    assert logits <= 1e-4
     assert torch.equal(greedy(ours, x[:, :5], 10), greedy(peer, x[:, :5], 10))
     converted = states.large_model(theirs)
     for (name, a), (_, b) in zip(state.named_tensors(), converted.named_tensors(), strict=True):
@@ -121,9 +125,7 @@ def test_logits_of_xlstm_large(case, tmp_path, record_property):
         got, converted = ours(more, converted)
         want, theirs = peer(more, theirs)
         assert relative(got, want) <= 1e-4, t
-    record_property(
-        "measured", f"logits of xlstm_large{', ' * bool(case)}{case}: {relative(ours(x)[0], peer(x)[0]):.1e}"
-    )
+    record_property("measured", f"logits of xlstm_large{', ' * bool(case)}{case}: {logits:.1e} relative")
 
 
 def test_xlstm_large_loads_what_we_export(tmp_path):
@@ -139,7 +141,7 @@ def test_xlstm_large_loads_what_we_export(tmp_path):
         sequence_kernel_name="native_sequence__native", step_kernel_name="native", return_last_states=True,
     )  # fmt: skip
     x = tokens(1, 20)
-    assert torch.equal(again.eval()(x)[0], peer(x)[0])
+    assert relative(again.eval()(x)[0], peer(x)[0]) <= 1e-5  # its chunks are longer than those of `peer`
 
 
 @pytest.mark.slow
@@ -166,4 +168,4 @@ def test_logits_of_transformers(tmp_path, record_property):
     assert again.config.hidden_size == again.config.embedding_dim == 128
     for (name, a), (_, b) in zip(again.named_parameters(), peer.named_parameters(), strict=True):
         assert torch.equal(a, b), name
-    assert torch.equal(again.eval()(x).logits, peer(x).logits)
+    assert relative(again.eval()(x).logits, out.logits) <= 1e-5  # its chunks are longer than those of `peer`

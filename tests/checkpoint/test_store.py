@@ -233,7 +233,7 @@ def test_a_config_that_is_no_config(tmp_path):
 
 
 def test_folders_that_hold_no_model(tmp_path):
-    assert "there is no folder" in refusal(load, tmp_path / "nowhere")
+    assert "there is no file or folder" in refusal(load, tmp_path / "nowhere")
     assert "model.safetensors is missing; found nothing" in refusal(load, tmp_path)
     (tmp_path / "notes.txt").write_text("")
     assert "found notes.txt" in refusal(load, tmp_path)

@@ -216,7 +216,7 @@ def test_trap_11_the_feed_forward_width_is_that_of_the_tensor(tmp_path):
     _, tensors = large_tensors(width=96, ffn_width=384)
     with pytest.raises(ValueError, match=r"means a feed-forward width of 256; the tensors have 384"):
         load(save_large(tensors, facts, tmp_path / "no"))
-    for name in ("xlstm-164m", "xlstm-7b"):
+    for name in ("xlstm-large-164m", "xlstm-7b"):
         config = PRESETS[name].config
         assert from_hf_config(to_in_tree_config(config)) == config, name
 
