@@ -121,9 +121,10 @@ def _norm(steps: Sequence[Line], events: Sequence[Line]) -> Figure:
     for name, colour in (("spike", OTHERS[1]), ("skip", VALID), ("rollback", INK)):
         at = [event["step"] for event in events if event.get("event") == name]
         for index, step in enumerate(at):
-            axes.axvline(step, color=colour, linewidth=1.2, label=None if index else f"{name} ({len(at)})", zorder=1)
+            label = None if index else f"{name} ({len(at)})"
+            axes.axvline(step, color=colour, linewidth=1.0, alpha=0.6, label=label, zorder=1)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=INK)
+        axes.legend(loc="upper right", fontsize=9, labelcolor=INK, edgecolor="none", framealpha=0.9)
     return figure
 
 
