@@ -23,7 +23,7 @@ from openxlstm.models.presets import PRESETS
 from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
 from openxlstm.train import strict
-from openxlstm.train.recipe import ARCHITECTURES, Recipe, TrainRecipe, plain
+from openxlstm.train.recipe import ARCHITECTURES, COMPARED, Recipe, TrainRecipe, architecture, plain
 
 EXCLUSIVE = (
     ("train.steps", "train.tokens"),
@@ -196,14 +196,15 @@ def _resolve_model(model: Mapping[str, Any], table: strict.Table, vocab_size: in
     if "preset" in model:
         name = strict.choice(model["preset"], PRESETS, f"{table.where('model.preset')}: model.preset")
         preset = PRESETS[name].config
-        architecture = next(key for key, (config, _) in ARCHITECTURES.items() if isinstance(preset, config))
+        chosen = next(key for key, (config, _) in ARCHITECTURES.items() if isinstance(preset, config))
         said = {**preset.to_dict(), "vocab_size": vocab_size, **said}
     else:
         given = model.get("architecture", "xlstm")
-        architecture = strict.choice(given, ARCHITECTURES, f"{table.where('model.architecture')}: model.architecture")
+        names = [*ARCHITECTURES, *COMPARED]
+        chosen = strict.choice(given, names, f"{table.where('model.architecture')}: model.architecture")
         said = {"vocab_size": vocab_size, **said}
     try:
-        config = ARCHITECTURES[architecture][0].from_dict(said)
+        config = architecture(chosen)[0].from_dict(said)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{who}: model: {error}") from None
     if config.vocab_size < vocab_size:
@@ -211,7 +212,7 @@ def _resolve_model(model: Mapping[str, Any], table: strict.Table, vocab_size: in
             f"{table.where('model.vocab_size')}: model.vocab_size = {config.vocab_size} must hold the tokenizer's"
             f" {vocab_size} entries; leave it out to use just these"
         )
-    return {"architecture": architecture, **plain(config.to_dict())}
+    return {"architecture": chosen, **plain(config.to_dict())}
 
 
 def _tokens(said: int | str, config: xLSTMConfig | xLSTMLargeConfig, where: str) -> int:

@@ -12,6 +12,7 @@ from openxlstm.models.accounting import flops_per_token, state_bytes
 from openxlstm.train.evaluate import evaluate, yardsticks
 from openxlstm.train.log import Display, read_journal, read_json
 from openxlstm.train.loss import Score
+from openxlstm.train.recipe import ARCHITECTURES
 from openxlstm.train.report import SUMMARY, write_report
 from openxlstm.train.run import Run
 
@@ -27,7 +28,10 @@ def finish(run: Run, ending: Ending, display: Display, sample: Sample) -> None:
     """
     model = run.whole_model()  # gathered by all, None in all but the first
     if model is not None:
-        store.save(model, run.folder / "model")
+        if run.recipe.model["architecture"] in ARCHITECTURES:
+            store.save(model, run.folder / "model")
+        else:  # one to compare with, which knows how it is kept
+            model.save(run.folder / "model")
         run.tokenizer.save(run.folder / "model" / "tokenizer.json")
     if ending in ("interrupted", "paused"):
         return

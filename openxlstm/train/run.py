@@ -25,7 +25,7 @@ from openxlstm.train.folder import RESOLVED
 from openxlstm.train.loss import derived
 from openxlstm.train.objective import Objective
 from openxlstm.train.parallel import World
-from openxlstm.train.recipe import ARCHITECTURES, Recipe
+from openxlstm.train.recipe import Recipe, architecture
 from openxlstm.train.report import SUMMARY
 from openxlstm.train.schedules import Schedule
 from openxlstm.train.sources import Note, Sources, check_exist, open_sources
@@ -324,7 +324,7 @@ def _check_continues(
 
 def _build(recipe: Recipe, device: torch.device, precision: str) -> Any:
     """The model that the recipe describes, freshly initialised from PyTorch's generator."""
-    _, build = ARCHITECTURES[recipe.model["architecture"]]
+    _, build = architecture(recipe.model["architecture"])
     model = build(recipe.model_config())  # on the CPU first: the same numbers on every device
     return model.to(device=device, dtype=torch.float64 if precision == "fp64" else torch.float32)
 
