@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +135,9 @@ def _show(
         for name, facts in answer["parts"].items()
     ]  # fmt: skip
     columns = ("part", "documents", "tokens", "bytes", "shards", "least / median / most tokens", "fingerprint")
-    whole = "whole: every token agrees with its hash" if answer["verified"] else "counts agree; tokens were not read"
-    show_table(f"{answer['folder']}, {whole}", columns, rows, numbers=(1, 2, 3, 4))
+    whole = "every token agrees with its hash" if answer["verified"] else "counts agree, tokens were not read"
+    click.echo(f"{answer['folder']}: {whole}")
+    show_table("Token folders", columns, rows, numbers=(1, 2, 3, 4))
     facts = next(iter(answer["parts"].values()))
     show_facts("Tokens", {
         "tokenizer": f"{facts['vocabulary']:,} ids, {'byte-level' if facts['byte_level'] else 'not byte-level'}, "

@@ -96,10 +96,8 @@ def _adopt(folder: Path, words: Tokenizer, size: int | None, as_json: bool) -> N
     if as_json:
         show_json({"out": str(folder), **facts})
         return
-    show_facts(
-        f"{folder} is a token folder now",
-        {key: f"{fact:,}" if isinstance(fact, int) else fact for key, fact in facts.items()},
-    )
+    click.echo(f"{folder} is a token folder now")
+    show_facts("Counts", {name: f"{fact:,}" if isinstance(fact, int) else fact for name, fact in facts.items()})
     if unended:
         click.echo(f"{unended:,} documents do not end in the end token, so a model will not learn to end those")
 
@@ -113,7 +111,8 @@ def _show(out: Path, tokenizer: str, words: Tokenizer, made: dict[str, Any]) -> 
         for split, part in made["splits"].items()
     ]  # fmt: skip
     columns = ("split", "documents", "tokens", "bytes", "bytes per token", "fingerprint")
-    show_table(f"Prepared: {out}", columns, rows, numbers=(1, 2, 3, 4))
+    click.echo(f"{out} is complete")
+    show_table("Token folders", columns, rows, numbers=(1, 2, 3, 4))
     left_out = made["left_out"]
     if any(left_out.values()):
         click.echo(
