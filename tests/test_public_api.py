@@ -54,6 +54,10 @@ OPTIONS = {
         "path", "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty",
         "--stop", "--seed", "--json", "--help",
     },
+    "eval": {
+        "path", "--tasks", "--include-path", "--limit", "--num-fewshot", "--batch-size", "--rolling", "--window",
+        "--bos", "--device", "--dtype", "--out", "--json", "--help",
+    },
     "export": {"run", "target", "--to", "--ema", "--step", "--json", "--help"},
     "ckpt": {"--help"},
     "ckpt info": {"path", "--json", "--help"},
