@@ -302,6 +302,7 @@ def test_what_was_read_does_not_stay_in_memory(tmp_path, monkeypatch, limit):
     np.zeros(tokens, "<u2").tofile(tmp_path / "big")  # not sparse: what is written is cached in pages of all sizes
     mapped = np.memmap(tmp_path / "big", dtype="<u2", mode="r")
     assert isinstance(mapped.base, mmap.mmap)
+    (tmp_path / "big").unlink()  # it stays mapped, and no test folder keeps it
     byte = numbered([[1]]).tokenizer
     folder = TokenFolder(tmp_path, byte, 256, True, "", (Shard("big", mapped, np.array([tokens]), tokens, ""),))
     feed = Feed.open([(folder, 1)], seed=0, window="stream", context=1024, batch=256)
