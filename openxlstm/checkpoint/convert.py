@@ -239,6 +239,7 @@ def _verify(plan: Plan, reader: Reader, hidden: Path, target: Target, advance: C
                 raise OSError(f"{name} was not written as it was read; is the disk sound?")
             largest = max(largest, float(difference.max()))
         advance(want.nbytes)
+        del want, got  # before the next are read
     return largest
 
 

@@ -10,7 +10,12 @@ from openxlstm.checkpoint.forms import Rule, rule
 from openxlstm.checkpoint.plan import our_tensors
 from openxlstm.models.xlstm import xLSTMConfig
 
-PREFIXES = {"embedding.": "backbone.embedding.", "stack.": "backbone.", "head.": "head."}  # ours: theirs
+PREFIXES = {  # ours: theirs, which are those of the 7B architecture as far as it has them
+    "stack.blocks.": "backbone.blocks.",
+    "stack.norm.": "backbone.out_norm.",
+    "embedding.": "backbone.embeddings.",
+    "head.": "lm_head.",
+}
 
 
 def rules(config: xLSTMConfig) -> tuple[Rule, ...]:

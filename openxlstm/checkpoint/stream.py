@@ -90,5 +90,6 @@ def write_shard(
             assert got == want, f"{name} is {got}, and was announced as {want}"
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             wrote(tensor.nbytes)
+            del tensor  # before the next is read, so that there is one at a time
         file.flush()
         os.fsync(file.fileno())

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("yaml")
 from checkpoint.peers import (
     W,
+    awake,
     fused,
     greedy,
     hf_model,
@@ -20,6 +21,8 @@ from safetensors.torch import load_file
 from openxlstm.checkpoint import states
 from openxlstm.checkpoint.convert import convert, export
 from openxlstm.checkpoint.store import load
+from openxlstm.models.xlstm import xLSTM, xLSTMConfig
+from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 
 NX = {
     "m": {"pattern": "m"},
@@ -142,6 +145,30 @@ def test_xlstm_large_loads_what_we_export(tmp_path):
     )  # fmt: skip
     x = tokens(1, 20)
     assert relative(again.eval()(x)[0], peer(x)[0]) <= 1e-5  # its chunks are longer than those of `peer`
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("architecture", ["xlstm", "xlstm_large"])
+def test_our_own_hugging_face_classes_read_what_we_export_and_we_what_they_save(architecture, tied, tmp_path):
+    pytest.importorskip("transformers")
+    import openxlstm.hf
+
+    fields = {"vocab_size": W, "width": 16, "heads": 2, "ffn_width": 64, "tie_embeddings": tied}
+    if architecture == "xlstm":
+        model = awake(xLSTM(xLSTMConfig(pattern="ms", bias=True, **fields)))
+    else:
+        model = awake(xLSTMLarge(xLSTMLargeConfig(blocks=2, **fields)))
+    export(model, tmp_path / "exported", to="hf")
+    theirs, info = openxlstm.hf.xLSTMForCausalLM.from_pretrained(tmp_path / "exported", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    x = tokens(2, 9)
+    assert torch.equal(theirs.eval()(x).logits, model(x)[0])
+    theirs.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert again.config == model.config
+    for (name, a), (_, b) in zip(again.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
 
 
 @pytest.mark.slow

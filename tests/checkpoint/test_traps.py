@@ -257,6 +257,9 @@ def test_trap_15_fused_matrices_of_block_1_are_not_those_of_block_10(tmp_path):
     loaded = load(save_large(fused(tensors), FACTS | {"num_blocks": 12}, tmp_path / "large", shards=2))
     for (name, a), (_, b) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+    _, theirs = large_tensors("hf")
+    loaded = load(hf_folder(tmp_path / "hf", fused(theirs), weight_mode="fused"))
+    assert torch.equal(loaded.backbone.blocks[1].ffn.proj_up.weight, theirs["backbone.blocks.1.ffn.proj_up.weight"])
     convert(tmp_path / "large", tmp_path / "single", to="nxai-large")
     assert load_file(tmp_path / "single" / "model.safetensors").keys() == tensors.keys()
 
