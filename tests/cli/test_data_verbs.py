@@ -158,7 +158,7 @@ def test_a_tokenizer_is_written_once(texts, tmp_path) -> None:
 
 
 def test_inspect_shows_counts_documents_and_windows_with_their_resets(made) -> None:
-    said = shown("inspect", made, "--documents", 2, "--windows", 1, "--window", "packed", "--context", 64)
+    said = shown("inspect", made, "--documents", 2, "--windows", 1, "--window", "packed", "--context", 256)
     assert f"{made}: every token agrees with its hash" in said
     assert said.count("document ") == 2
     folder = TokenFolder.open(made / "train")
