@@ -213,6 +213,7 @@ class Recurrent(nn.Module):
             )
 
     def extra_repr(self) -> str:
+        """As nn.LSTM's: sizes, what differs from the defaults, and the heads that were chosen."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {
             "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False, "proj_size": 0
