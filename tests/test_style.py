@@ -14,6 +14,10 @@ LONGEST = 450  # lines: a guideline with a guard, so that a longer file has a re
 LONGER: dict[str, str] = {}
 PRINTS = ("cli/", "bench/")  # folders whose job is to print
 KEYWORDS = {  # files with public functions that take **kwargs
+    "hf/cache.py": "the protocol of transformers' cache layers",
+    "hf/generation.py": "the protocol of transformers' generate",
+    "hf/heads.py": "transformers passes keywords through forward, to the backbone and the loss",
+    "hf/modeling.py": "transformers passes keywords through forward, to the backbone and the loss",
     "cells/state.py": "State.to passes on whatever Tensor.to takes",
     "models/checks.py": "the names given to check_positive are the words of its errors",
 }

@@ -131,11 +131,14 @@ def large_facts(config: xLSTMLargeConfig) -> dict[str, Any]:
     }
 
 
-def from_hf_config(data: Mapping[str, Any]) -> Config:
+def from_hf_config(data: Mapping[str, Any], *, ffn_width: int | None = None) -> Config:
     """The native config that a config.json means, of either dialect.
 
     Sizes of an in-tree file follow the in-tree formulas, as the in-tree class would build it; a converter that has the
     tensors checks them against these.
+
+    Args:
+        ffn_width: what the tensors of an in-tree file say, where they are known; see `large_from_facts`.
 
     Raises:
         ValueError: another model type, custom code's nested config, a missing fact, or two that contradict each other.
@@ -150,7 +153,7 @@ def from_hf_config(data: Mapping[str, Any]) -> Config:
             f"config.json says model_type 'xlstm' but holds {', '.join(nested)}: a checkpoint of custom code from "
             f"before transformers had an xLSTM. Its keys are {', '.join(sorted(data))}"
         )
-    return _from_in_tree(data)
+    return _from_in_tree(data, ffn_width)
 
 
 def _from_ours(data: Mapping[str, Any]) -> Config:
@@ -174,7 +177,7 @@ def _from_ours(data: Mapping[str, Any]) -> Config:
     return native
 
 
-def _from_in_tree(data: Mapping[str, Any]) -> xLSTMLargeConfig:
+def _from_in_tree(data: Mapping[str, Any], ffn_width: int | None) -> xLSTMLargeConfig:
     """Facts by their in-tree names and defaults, two names for one fact checked against each other."""
     known = {*IN_TREE_DEFAULTS, *ALIASES, *ALIASES.values()}
     facts = IN_TREE_DEFAULTS | {key: data[key] for key in IN_TREE_DEFAULTS if data.get(key) is not None}
@@ -190,7 +193,8 @@ def _from_in_tree(data: Mapping[str, Any]) -> xLSTMLargeConfig:
     for name in sorted(IN_TREE_DEFAULTS.keys() - data.keys()):
         if near := difflib.get_close_matches(name, data.keys() - known - set(MACHINE_FIELDS), n=1, cutoff=0.85):
             raise ValueError(f"config.json has no field {near[0]!r}; did you mean {name!r}?")
-    return large_from_facts({**facts, "embedding_dim": facts["hidden_size"], "num_blocks": facts["num_hidden_layers"]})
+    facts |= {"embedding_dim": facts["hidden_size"], "num_blocks": facts["num_hidden_layers"]}
+    return large_from_facts(facts, ffn_width=ffn_width)
 
 
 def large_from_facts(facts: Mapping[str, Any], *, ffn_width: int | None = None) -> xLSTMLargeConfig:

@@ -1,31 +1,39 @@
 """A model in a folder: model.safetensors (the numbers) and config.json (the facts), nothing else.
 
+`load` reads the checkpoints of others too: see `layouts` for whose. What follows is about our own.
+
 Writing is atomic: a file appears under its name complete, or the one that was there stays. The weights carry a copy of
 the config, so a crash between the two files is noticed and can be mended. Foreign files in the folder are left alone.
 
 Reading is strict: an unknown, missing or mis-shaped tensor and an unknown config key are errors by name. Nothing is
-executed. Tensors are mapped from the file and copied one at a time: in place they would start at odd addresses, where
-matmuls take other paths, and the loaded model would differ from the saved one in its last bits.
+executed. Tensors are read one at a time into memory of their own: mapped, they would start at odd addresses, where
+matmuls take other paths, and the loaded model would differ from the saved one in its last bits. The weights may stand
+in several files with an index, as a conversion of a large model writes them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from openxlstm.checkpoint import layouts
+from openxlstm.checkpoint.folders import sync
+from openxlstm.checkpoint.plan import Reader, build, check
+from openxlstm.checkpoint.sources import TORCH_SUFFIXES, WEIGHTS, open_weights, read_json, weight_files
 from openxlstm.models.checks import did_you_mean
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 
 Model = xLSTM | xLSTMLarge
 
@@ -56,11 +64,20 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
 
 
 def load(
-    folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: str | os.PathLike[str],
+    *,
+    config: layouts.Given | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> Model:
-    """The model that `save` wrote, ready for use (`.train()` to go on training).
+    """The model in a folder, or in a file of weights, ready for use (`.train()` to go on training).
+
+    Ours, or a checkpoint of NX-AI's xlstm or xlstm_large or of Hugging Face, told apart by its config and the names of
+    its tensors. What a foreign checkpoint leaves open is said in a warning.
 
     Args:
+        config: of weights without one beside them: a file (.json, .yaml) or a mapping, in the terms of whoever wrote
+            the weights. None: what lies beside them.
         device: where its tensors go.
         dtype: what they become; None keeps each tensor's own.
 
@@ -68,14 +85,56 @@ def load(
         ValueError: anything missing, unknown or damaged, by name.
     """
     folder = Path(folder)
-    config = load_config(folder)
-    with torch.device("meta"):  # the numbers come from the file, so none are drawn
-        model: Model = xLSTM(config) if isinstance(config, xLSTMConfig) else xLSTMLarge(config)
-    tensors = _read_tensors(folder / WEIGHTS, {name: tuple(t.shape) for name, t in model.state_dict().items()})
-    model.load_state_dict(
-        {name: t.to(device=device, dtype=dtype, copy=True) for name, t in tensors.items()}, assign=True
-    )
+    if config is None and is_ours(folder):
+        native = load_config(folder)
+        expected = {name: tuple(t.shape) for name, t in build(native).state_dict().items()}
+        tensors = _read_tensors(folder, expected)
+        return _filled(native, {name: t.to(device=device, dtype=dtype) for name, t in tensors.items()})
+    if folder.is_file() and folder.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise ValueError(f"{folder} is a file; load() takes the folder that holds {WEIGHTS} and {CONFIG}, or a file "
+                         f"of weights (.safetensors, {', '.join(TORCH_SUFFIXES)})")  # fmt: skip
+    plan, source = layouts.open_foreign(folder, config)
+    check(plan, source)
+    if not isinstance(plan.config, (xLSTMConfig, xLSTMLargeConfig)):
+        raise ValueError(f"{folder} is a bare block stack, without embedding and head; load() returns language models")
+    for note in plan.notes:
+        warnings.warn(f"{folder}: {note}", stacklevel=2)
+    reader = Reader(source, plan.rules)
+    # .contiguous() and the copy: parts of a fused matrix must not hold on to the whole
+    return _filled(plan.config, {
+        name: reader.read(name).to(device=device, dtype=dtype, copy=True).contiguous()
+        for name in build(plan.config).state_dict()
+    })  # fmt: skip
+
+
+def _filled(config: xLSTMConfig | xLSTMLargeConfig, tensors: Mapping[str, Tensor]) -> Model:
+    """The model with these tensors as its parameters; no numbers are drawn."""
+    model = build(config)
+    assert isinstance(model, (xLSTM, xLSTMLarge))
+    model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether the folder holds a model of this library, or is so empty that our own errors say best what is missing.
+
+    A config of model_type (Hugging Face) or embedding_dim (NX-AI), or weights that say nothing of us, are foreign.
+    """
+    if not folder.is_dir():
+        return not folder.exists()
+    if (folder / CONFIG).is_file():
+        try:
+            data = read_json(folder / CONFIG)
+        except ValueError:
+            return True  # whatever it is, the error is the same
+        return "model_type" not in data and "embedding_dim" not in data and "model" not in data
+    if (folder / "config.yaml").is_file():
+        return False
+    files = weight_files(folder)
+    if not files or files[0].suffix != ".safetensors":
+        return not files
+    first = open_weights(files[0])
+    return "config" in first.metadata or "stack.norm.weight" in first.entries
 
 
 def load_config(folder: str | os.PathLike[str]) -> xLSTMConfig | xLSTMLargeConfig:
@@ -85,6 +144,11 @@ def load_config(folder: str | os.PathLike[str]) -> xLSTMConfig | xLSTMLargeConfi
         ValueError: anything missing, unknown or damaged, by name.
     """
     folder = Path(folder)
+    if not is_ours(folder):
+        plan, _ = layouts.open_foreign(folder, None)
+        if isinstance(plan.config, (xLSTMConfig, xLSTMLargeConfig)):
+            return plan.config
+        raise ValueError(f"{folder} is a bare block stack, without embedding and head")
     config = _read_config(folder)
     architecture = config.pop("architecture", None)
     if architecture == "xlstm":
@@ -111,12 +175,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name itself must survive a power cut; Windows cannot open folders
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(path.parent)  # the new name itself must survive a power cut
 
 
 def _umask() -> int:
@@ -129,36 +188,30 @@ def _umask() -> int:
 def _read_config(folder: Path) -> dict[str, Any]:
     """config.json, checked against the copy inside the weights."""
     _check_folder(folder)
-    inside = _config_inside(folder / WEIGHTS)
+    weights = weight_files(folder)[0]
+    inside = _config_inside(weights)
     if not (folder / CONFIG).exists():
         if inside is None:
-            raise ValueError(f"{folder} lacks {CONFIG}, and {WEIGHTS} carries no copy of it")
+            raise ValueError(f"{folder} lacks {CONFIG}, and {weights.name} carries no copy of it")
         return inside
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:  # malformed JSON, or not text at all
-        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG} must hold an object; it holds {type(config).__name__}")
+    config = read_json(folder / CONFIG)
     if inside is not None and inside != config:
         differing = sorted(key for key in inside.keys() | config.keys() if inside.get(key) != config.get(key))
         key = differing[0]
         raise ValueError(
-            f"{folder}: {CONFIG} says {key}={config.get(key)!r}, and {WEIGHTS} was saved with {key}={inside.get(key)!r}"
-            f"{' (and more differs)' if len(differing) > 1 else ''}. If the file was edited or a save was interrupted, "
-            f"delete {CONFIG}: the weights carry their own copy"
+            f"{folder}: {CONFIG} says {key}={config.get(key)!r}, and {weights.name} was saved with "
+            f"{key}={inside.get(key)!r}{' (and more differs)' if len(differing) > 1 else ''}. If the file was edited "
+            f"or a save was interrupted, delete {CONFIG}: the weights carry their own copy"
         )
     return config
 
 
 def _check_folder(folder: Path) -> None:
     """A sentence about what the folder is, if it is not ours."""
-    if (folder / WEIGHTS).is_file():
-        return
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; load() takes the folder that holds {WEIGHTS} and {CONFIG}")
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
+        raise ValueError(f"there is no file or folder {folder}")
+    if weight_files(folder):
+        return
     if (folder / "model" / WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no model itself; did you mean {folder / 'model'}?")
     names = sorted(path.name for path in folder.iterdir())
@@ -168,8 +221,7 @@ def _check_folder(folder: Path) -> None:
 
 def _config_inside(weights: Path) -> dict[str, Any] | None:
     """The copy of config.json in the header of the weights, if one was put there."""
-    with _open(weights) as file:
-        text = (file.metadata() or {}).get("config")
+    text = open_weights(weights).metadata.get("config")
     if text is None:
         return None
     try:
@@ -193,30 +245,16 @@ def _located(
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
-def _read_tensors(weights: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Every tensor of the file; names and shapes must be exactly the expected ones, numbers floating-point."""
-    with _open(weights) as file:
-        names = set(file.keys())
-        for name in sorted(names - expected.keys()):
-            raise ValueError(f"{weights} holds {name!r}, which this model has not{did_you_mean(name, expected)}")
-        if missing := sorted(expected.keys() - names):
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{weights} lacks {missing[0]!r}{more}, so the model would be incomplete")
-        tensors = {}
-        for name, shape in expected.items():
-            if tuple(file.get_slice(name).get_shape()) != shape:
-                found = list(file.get_slice(name).get_shape())
-                raise ValueError(f"{weights}: {name} has shape {found}, and {CONFIG} describes {list(shape)}")
-            tensors[name] = file.get_tensor(name)
-            if not tensors[name].is_floating_point():
-                raise ValueError(f"{weights}: {name} is {tensors[name].dtype}; a model's tensors are floating-point")
-    return tensors
-
-
-def _open(weights: Path) -> Any:
-    try:
-        return safe_open(weights, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{weights} is damaged or incomplete ({error}); was a copy or a download interrupted?"
-        ) from error
+def _read_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Every tensor of the weights; names and shapes must be exactly the expected ones."""
+    entries = open_weights(folder).entries
+    for name in sorted(entries.keys() - expected.keys()):
+        raise ValueError(f"{entries[name].file} holds {name!r}, which this model has not{did_you_mean(name, expected)}")
+    if missing := sorted(expected.keys() - entries.keys()):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"{folder} lacks {missing[0]!r}{more}, so the model would be incomplete")
+    for name, shape in expected.items():
+        if entries[name].shape != shape:
+            found = list(entries[name].shape)
+            raise ValueError(f"{entries[name].file}: {name} has shape {found}, and {CONFIG} describes {list(shape)}")
+    return {name: entries[name].read() for name in expected}

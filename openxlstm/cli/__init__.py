@@ -23,7 +23,17 @@ VERBS = {  # verb: (module that has a click command of the same name, one line f
         "Say what a run will need: memory per GPU, time, epochs; nothing is trained.",
     ),
     "sweep": ("openxlstm.cli.sweep", "Train a recipe once for every combination of values and seeds."),
+    "prepare": ("openxlstm.cli.prepare", "Turn texts, JSONL or parquet into token folders to train on."),
+    "tokenizer": ("openxlstm.cli.tokenizer", "Train a tokenizer on your texts."),
+    "inspect": (
+        "openxlstm.cli.inspect",
+        "Look into token folders: documents, windows, and whether the files are whole.",
+    ),
     "generate": ("openxlstm.cli.generate", "Continue a text with a trained model."),
+    "eval": ("openxlstm.cli.eval", "Evaluate a model on the tasks of lm-eval."),
+    "export": ("openxlstm.cli.export", "Take the model out of a run's checkpoint, in any layout."),
+    "ckpt": ("openxlstm.cli.ckpt", "Look into checkpoints: info, diff, consolidate."),
+    "convert": ("openxlstm.cli.convert", "Convert a checkpoint: ours, Hugging Face, NX-AI xlstm and xlstm_large."),
     "info": ("openxlstm.cli.info", "Show what a model, a preset, a recipe or this installation is made of."),
 }
 

@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import final
 
@@ -28,6 +29,7 @@ from openxlstm.data.tokens import TokenFolder
 from openxlstm.data.windows import Lanes, Pieces, Stream
 
 WINDOWS = ("stream", "packed", "docs", "lanes")
+_TOGETHER = 1000  # sample ids computed at once: 0.9 ms, where 16 of them alone take 0.5 ms
 AHEAD = 2  # steps that a Prefetch reads before they are asked for
 
 
@@ -63,6 +65,7 @@ class Feed:
         self.lanes = lanes
         self.context = windows[0].context
         self._orders = [Order(mixture.seed, len(source), stream) for stream, source in enumerate(windows)]
+        self._meant = lru_cache(maxsize=8)(self._compute)
 
     @classmethod
     def open(
@@ -129,14 +132,21 @@ class Feed:
     def samples(self, first: int, count: int) -> Samples:
         """The samples first, first + 1, ... that are not skipped: which windows they are."""
         ids = self.skipped.samples(first, count)
+        blocks, place = np.divmod(ids, _TOGETHER)
+        meant = [self._meant(block)[:, place[blocks == block]] for block in np.unique(blocks).tolist()]
+        return Samples(ids, *np.concatenate([np.empty((3, 0), np.int64), *meant], axis=1))
+
+    def _compute(self, block: int) -> Int64[np.ndarray, "3 ids"]:
+        """Source, epoch and window of the sample ids of a block."""
+        ids = np.arange(block * _TOGETHER, (block + 1) * _TOGETHER, dtype=np.int64)
         if self.lanes is not None:
-            return Samples(ids, np.zeros_like(ids), *self.lanes.visits(ids))
+            return np.stack((np.zeros_like(ids), *self.lanes.visits(ids)))
         source, draw = self.mixture.draws(ids)
         epoch, window = np.empty_like(draw), np.empty_like(draw)
         for number, order in enumerate(self._orders):
             here = source == number
             epoch[here], window[here] = order.visits(draw[here])
-        return Samples(ids, source, epoch, window)
+        return np.stack((source, epoch, window))
 
     def rows(self, samples: Samples) -> Batch:
         """The tokens of these samples, a row each, in this order."""

@@ -92,8 +92,11 @@ def complete_shards(folder: Path) -> list[Path]:
     return found
 
 
-def examine(file: Path, tokenizer: Tokenizer, token_size: int) -> Examined:
+def examine(file: Path, tokenizer: Tokenizer, token_size: int, *, text_bytes: int | None = None) -> Examined:
     """Read every token of a .ds file and check all that can be checked.
+
+    Args:
+        text_bytes: the length of the texts, from who has them; otherwise it is computed from the tokens.
 
     Raises:
         ValueError: the file, its index or its marks are damaged, or it holds ids that the tokenizer does not have.
@@ -109,7 +112,7 @@ def examine(file: Path, tokenizer: Tokenizer, token_size: int) -> Examined:
     if ends[0] <= 0 or (np.diff(ends) <= 0).any():
         raise ValueError(f"{index} must rise strictly from above 0: it is damaged, or a document is empty")
     tokens = np.memmap(file, f"<u{token_size}", "r")
-    line, unended, lengths = _read(str(file), tokens, ends, tokenizer)
+    line, unended, lengths = _read(str(file), tokens, ends, tokenizer, text_bytes)
     line = {"file": file.name} | line | {"index_sha256": sha256_of(index)}
     if loss.exists():
         if loss.stat().st_size != len(tokens) or np.memmap(loss, np.uint8, "r").max() > 1:
@@ -173,11 +176,16 @@ def end_id_of(tokenizer: Tokenizer) -> int:
 def spells(tokenizer: Tokenizer) -> bool:
     """Whether tokens add up to the bytes of any text: byte-level, and nothing is changed or inserted before that."""
     data = json.loads(tokenizer.json)
-    return tokenizer.byte_level and not data.get("normalizer") and '"add_prefix_space": true' not in json.dumps(data)
+    inserts = '"add_prefix_space": true' in json.dumps(data.get("pre_tokenizer"))
+    return tokenizer.byte_level and not data.get("normalizer") and not inserts
 
 
 def _read(
-    where: str, tokens: UInt[np.ndarray, "tokens"], ends: Int64[np.ndarray, "documents"], tokenizer: Tokenizer
+    where: str,
+    tokens: UInt[np.ndarray, "tokens"],
+    ends: Int64[np.ndarray, "documents"],
+    tokenizer: Tokenizer,
+    text_bytes: int | None = None,
 ) -> tuple[dict[str, Any], int, int]:
     """The part of a line in meta.json that comes from the tokens, documents without end token, and mixed lengths."""
     bytes_of = tokenizer.bytes_of if tokenizer.byte_level else None
@@ -186,18 +194,17 @@ def _read(
     for block in blocks(tokens):
         if block.max() >= tokenizer.vocab_size:
             raise ValueError(f"{where} holds the id {block.max()}, and {tokenizer} has none of it: another tokenizer's")
-        digest.update(np.ascontiguousarray(block))
+        digest.update(block.data)
         if bytes_of is not None:
             sums = np.cumsum(bytes_of[block]) + sum_before
             first, last = np.searchsorted(ends, (start + 1, start + len(block) + 1))
             at_ends[first + 1 : last + 1] = sums[ends[first:last] - start - 1]
             sum_before = int(sums[-1])
         start += len(block)
-    if bytes_of is None:
+    if bytes_of is None and text_bytes is None:
         at_ends[1:] = np.cumsum([len(text.encode()) for text in _decoded(tokens, ends, tokenizer)])
-    line = {
-        "tokens": len(tokens), "documents": len(ends), "bytes": int(at_ends[-1]), "sha256": digest.hexdigest(),
-    }  # fmt: skip
+    length = int(at_ends[-1]) if text_bytes is None else text_bytes
+    line = {"tokens": len(tokens), "documents": len(ends), "bytes": length, "sha256": digest.hexdigest()}
     unended = int(np.count_nonzero(tokens[ends - 1] != tokenizer.end_id))
     return line, unended, mix_lengths(np.diff(at_ends))
 

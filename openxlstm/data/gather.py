@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int64
 from openxlstm.data.tokens import Shard, TokenFolder
 
 MAPPED = 1 << 26  # bytes of a token file that stay mapped after having been read: what a process's size shows
-_AROUND = 1 << 16  # the kernel maps so much around a page that was asked for
+_AROUND = 1 << 21  # the kernel maps at most so much with a page that was asked for: a large folio
 
 
 @final
@@ -59,11 +59,15 @@ class Spans:
 
 @final
 class Reader:
-    """Reads stretches of one token folder. What it has mapped is given back every so often; nothing else changes."""
+    """Reads stretches of one token folder. The system is told what will be read, and what need not stay mapped."""
 
     def __init__(self, folder: TokenFolder) -> None:
         self.folder = folder
+        self._files = [_mapping(shard.tokens) for shard in folder.shards]
         self._touched = 0  # bytes that may be mapped since the last time all were given back
+        for file in self._files:
+            if file is not None:  # else each page brings megabytes of neighbours: 3 ms instead of 0.03 a window
+                file.madvise(mmap.MADV_RANDOM)
 
     def batch(self, spans: Spans, rows: int, context: int) -> Batch:
         """The spans, copied to their places in `rows` rows of `context` tokens. Spans must not overlap there."""
@@ -76,19 +80,45 @@ class Reader:
         )
         spans = spans.where(spans.length > 0)
         for number in np.unique(spans.shard).tolist():
-            _copy(self.folder.shards[number], end_id, spans.where(spans.shard == number), batch)
+            here = spans.where(spans.shard == number)
+            self._announce(number, here)
+            _copy(self.folder.shards[number], end_id, here, batch)
         self._forget(spans)
         return batch
 
+    def _announce(self, number: int, spans: Spans) -> None:
+        """Let the disk fetch all that is about to be read, together: 3 to 7 times as fast as page after page."""
+        file, tokens = self._files[number], self.folder.shards[number].tokens
+        if file is None:
+            return
+        offset = tokens.offset if isinstance(tokens, np.memmap) else 0
+        header = offset % mmap.ALLOCATIONGRANULARITY  # bytes of the mapping before the first token
+        first = header + spans.start * tokens.itemsize
+        last = first + spans.length * tokens.itemsize
+        page = first // mmap.PAGESIZE * mmap.PAGESIZE
+        for begin, size in zip(page.tolist(), (last - page).tolist(), strict=True):
+            file.madvise(mmap.MADV_WILLNEED, begin, size)
+
     def _forget(self, spans: Spans) -> None:
-        """Unmap what was read, once it is much. The pages stay in the system's cache and cost nothing to map again."""
-        shards = self.folder.shards
-        self._touched += int(spans.length.sum()) * shards[0].tokens.itemsize + len(spans.length) * _AROUND
-        if self._touched > MAPPED and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none, and trims by itself
-            for shard in shards:
-                if isinstance(shard.tokens.base, mmap.mmap):
-                    shard.tokens.base.madvise(mmap.MADV_DONTNEED)
+        """Unmap what was read, once it is much. The pages stay in the system's cache and cost nothing to map again.
+
+        Index and plan stay mapped, as far as they have been looked up.
+        """
+        itemsize = self.folder.shards[0].tokens.itemsize
+        self._touched += int(spans.length.sum()) * itemsize + len(spans.length) * _AROUND
+        if self._touched > MAPPED:
+            for file in self._files:
+                if file is not None:
+                    file.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    """The mapped file behind an array or a part of one, if there is one. Windows' takes no advice, and needs none."""
+    base = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None
 
 
 def _copy(shard: Shard, end_id: int, spans: Spans, batch: Batch) -> None:

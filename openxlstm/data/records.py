@@ -65,9 +65,9 @@ def documents(path: Path, name: str, text_key: str, delimiter: str, left_out: Le
     Raises:
         ValueError: a record is damaged or has no such key; the file ends too early; its reader is not installed.
     """
-    if name.endswith(".parquet"):
+    if path.name.endswith(".parquet"):
         texts = _of_parquet(path, text_key)
-    elif holds_records(name):
+    elif holds_records(path.name):
         texts = _of_lines(path, text_key)
     elif delimiter == WHOLE:
         yield from _of_text(path, name, left_out)
@@ -111,14 +111,18 @@ def _of_text(path: Path, name: str, left_out: LeftOut) -> Iterator[Document]:
 def _of_pieces(path: Path, delimiter: str) -> Iterator[tuple[str, str]]:
     """What stands between delimiters and is more than white space, without the line break that ends a delimiter."""
     with open(path, encoding="utf-8", newline="") as text:
+        empty = True
         try:
             for piece in _between_blank_lines(text) if delimiter == BLANK else _between(text, delimiter):
                 if "\0" in piece:
                     raise ValueError(f"{path} holds a NUL, so it is not text")
                 if piece.strip():
+                    empty = False
                     yield str(path), piece.lstrip("\r\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+        if empty:
+            yield str(path), ""
 
 
 def _between_blank_lines(text: IO[str]) -> Iterator[str]:

@@ -116,7 +116,7 @@ class TokenFolder:
         for shard in self.shards:
             file, digest = self.path / shard.file, hashlib.sha256()
             for block in blocks(shard.tokens):
-                digest.update(block)
+                digest.update(block.data)
                 if block.max() >= self.tokenizer.vocab_size:
                     raise ValueError(f"{file} holds the id {block.max()}; {self.tokenizer} has none of it")
                 done += len(block)
@@ -124,7 +124,7 @@ class TokenFolder:
                     progress(done, self.total_tokens)
             if digest.hexdigest() != shard.sha256:
                 raise ValueError(f"{file} is damaged: its sha256 is not the one in {META}")
-            if shard.loss is not None and hashlib.sha256(shard.loss).hexdigest() != shard.loss_sha256:
+            if shard.loss is not None and hashlib.sha256(shard.loss.data).hexdigest() != shard.loss_sha256:
                 raise ValueError(f"{file}.loss is damaged: its sha256 is not the one in {META}")
 
     @property
@@ -207,6 +207,27 @@ def write_tokens(
         "index_sha256": hashlib.sha256(index).hexdigest(),
     }
     seal(path, [shard], tokenizer, tokenizer.end_id, dtype.itemsize, byte_level=byte_level, made_by=made_by)
+
+
+def write_folder(
+    path: Path, folder: TokenFolder, *, name: str = "tokens", made_by: dict[str, Any] | None = None
+) -> None:
+    """Write the tokens of a folder to another one, 000_NAME.ds, 001_NAME.ds, ...: for those that have no index."""
+    path.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, shard in enumerate(folder.shards):
+        file, index = f"{number:03d}_{name}.ds", shard.ends.astype("<u8").tobytes()
+        with open(path / file, "wb") as stream:
+            for block in blocks(shard.tokens):
+                stream.write(block.data)
+            _to_disk(stream)
+        (path / f"{file}.index").write_bytes(index)
+        lines.append({
+            "file": file, "tokens": len(shard.tokens), "documents": len(shard.ends), "bytes": shard.bytes,
+            "sha256": shard.sha256, "index_sha256": hashlib.sha256(index).hexdigest(),
+        })  # fmt: skip
+    size = folder.shards[0].tokens.itemsize
+    seal(path, lines, folder.tokenizer, folder.end_id, size, byte_level=folder.byte_level, made_by=made_by)
 
 
 def seal(

@@ -6,18 +6,34 @@ L chunk length, W vocabulary.
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
 
-Config = xLSTMConfig | xLSTMLargeConfig
+
+@runtime_checkable
+class Counted(Protocol):
+    """The config of an architecture that is not of this library, for comparison: it counts itself."""
+
+    def count_parameters(self) -> int: ...
+
+    def flops_per_token(self) -> int: ...
+
+    def state_bytes(self) -> int: ...
+
+
+Config = xLSTMConfig | xLSTMLargeConfig | Counted
 
 
 def count_parameters(config: Config) -> int:
     """Every number that training can change; a tied head counts once."""
+    if isinstance(config, Counted):
+        return config.count_parameters()
     return sum(parameters_by_part(config).values())
 
 
-def parameters_by_part(config: Config) -> dict[str, int]:
+def parameters_by_part(config: xLSTMConfig | xLSTMLargeConfig) -> dict[str, int]:
     """Numbers of parameters: embedding, all blocks of a kind, the last norm, head."""
     W, D = config.vocab_size, config.width
     ends = {"final norm": D, "head": 0 if config.tie_embeddings else W * D}
@@ -35,6 +51,8 @@ def flops_per_token(config: Config, *, chunk: int = 64) -> int:
     mLSTM H (4 K V + L (K + V)), writing and reading the state and the causal half of a chunk of length L;
     sLSTM 8 D K, the recurrent matrix. Elementwise work is left out.
     """
+    if isinstance(config, Counted):
+        return config.flops_per_token()
     W, D = config.vocab_size, config.width
     if isinstance(config, xLSTMLargeConfig):
         weights = _large_block(config) - 2 * D - config.HV - 2 * config.heads
@@ -50,6 +68,8 @@ def flops_per_token(config: Config, *, chunk: int = 64) -> int:
 
 def state_bytes(config: Config, batch: int = 1) -> int:
     """Bytes that `batch` sequences keep between calls, in fp32: the same after one token and after a million."""
+    if isinstance(config, Counted):
+        return batch * config.state_bytes()
     H = config.heads
     if isinstance(config, xLSTMLargeConfig):
         K, V = config.QK // H, config.HV // H

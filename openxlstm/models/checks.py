@@ -127,10 +127,11 @@ def check_flag(name: str, flag: Tensor | None, batch: int, time: int) -> None:
         )
 
 
-def check_state(state: State, shapes: Shapes, batch: int, x: Tensor) -> None:
+def check_state(state: State, shapes: Shapes, batch: int, x: Tensor, *, one_device: bool = True) -> None:
     """The state belongs to this model, this batch, this device, and was never rounded below fp32.
 
     `shapes` maps the state's dotted paths to shapes without the batch axis; x is any activation of this call.
+    `one_device` False: the model lies on several devices, and each block's state with its block.
     """
     tensors = dict(state.named_tensors())
     if tensors.keys() != shapes.keys():
@@ -151,7 +152,7 @@ def check_state(state: State, shapes: Shapes, batch: int, x: Tensor) -> None:
                 f"state {name} is {tensor.dtype} and must be {dtype}: a rounded memory drifts, so none is cast "
                 f"silently; keep states as the model returned them"
             )
-        if tensor.device != x.device:
+        if one_device and tensor.device != x.device:
             raise ValueError(f"state {name} is on {tensor.device}, the input on {x.device}; use state.to({x.device})")
 
 

@@ -29,8 +29,9 @@ from openxlstm.cells import State, mLSTMState, sLSTMState
 from openxlstm.models import checks
 from openxlstm.models.interface import ModelState, Unit, decay_groups, run_blocks, state_shapes
 from openxlstm.nn.conv import ConvSiLU
-from openxlstm.nn.functional import project_gates, widened, without_autocast
-from openxlstm.nn.init import forget_bias_per_head, forget_bias_within_head, residual_std, small_std
+from openxlstm.nn.functional import widened, without_autocast
+from openxlstm.nn.gates import GateLinear, project_gates
+from openxlstm.nn.init import forget_bias_per_head, forget_bias_within_head, init_leaf, residual_std, small_std
 from openxlstm.nn.linear import Embedding, HeadwiseLinear, Linear
 from openxlstm.nn.norm import HeadNorm, LayerNorm
 
@@ -157,12 +158,22 @@ class mLSTMBlock(nn.Module):
         self.q = HeadwiseLinear(U // config.proj_block, config.proj_block, bias=bias)
         self.k = HeadwiseLinear(U // config.proj_block, config.proj_block, bias=bias)
         self.v = HeadwiseLinear(U // config.proj_block, config.proj_block, bias=bias)
-        self.gate_i = Linear(3 * U, H)
-        self.gate_f = Linear(3 * U, H)
+        self.gate_i = GateLinear(3 * U, H)
+        self.gate_f = GateLinear(3 * U, H)
         self.head_norm = HeadNorm(H, U // H, config.norm_eps)
         self.skip = nn.Parameter(torch.ones(U))
         self.down = Linear(U, D, bias=bias)
         self.dropout = nn.Dropout(config.dropout)
+
+    @torch.no_grad()
+    def init_roles(self, D: int, blocks: int) -> None:
+        """The rows of the stack's table that are about a weight's role, not about its kind."""
+        nn.init.normal_(self.down.weight, std=residual_std(D, blocks))
+        nn.init.zeros_(self.gate_i.weight)
+        nn.init.zeros_(self.gate_f.weight)
+        nn.init.normal_(self.gate_i.bias, std=0.1)
+        self.gate_f.bias.copy_(forget_bias_per_head(self.heads))
+        nn.init.ones_(self.skip)
 
     def empty_state(self, batch: int, device: torch.device | str | None, dtype: torch.dtype) -> mLSTMBlockState:
         """Nothing seen yet."""
@@ -199,6 +210,7 @@ class sLSTMBlock(nn.Module):
         super().__init__()
         D, H, bias = config.width, config.heads, config.bias
         self.heads, self.depth, self.forget_gate = H, depth, config.forget_gate
+        self.recurrent_init = config.recurrent_init
         self.norm = LayerNorm(D, config.norm_eps)
         self.conv = ConvSiLU(D, config.conv)
         self.gate_i = HeadwiseLinear(H, D // H)
@@ -212,6 +224,15 @@ class sLSTMBlock(nn.Module):
         self.ffn_up = Linear(D, 2 * config.U_f, bias=bias)
         self.ffn_down = Linear(config.U_f, D, bias=bias)
         self.dropout = nn.Dropout(config.dropout)
+
+    @torch.no_grad()
+    def init_roles(self, D: int, blocks: int) -> None:
+        """The rows of the stack's table that are about a weight's role, not about its kind."""
+        nn.init.normal_(self.ffn_down.weight, std=residual_std(D, blocks))
+        spread = D**-0.5 if self.recurrent_init == "uniform" else 0.0
+        nn.init.uniform_(self.R, -spread, spread)
+        nn.init.zeros_(self.b)
+        self.b[1] = forget_bias_within_head(D // self.heads, self.depth)
 
     def empty_state(self, batch: int, device: torch.device | str | None, dtype: torch.dtype) -> sLSTMBlockState:
         """Nothing seen yet."""
@@ -243,6 +264,15 @@ class sLSTMBlock(nn.Module):
         return gates.unflatten(-1, (self.heads, -1))
 
 
+def build_blocks(config: xLSTMStackConfig) -> nn.ModuleList:
+    """A block per letter of the pattern, parameters not yet initialised."""
+    last = max(len(config.pattern) - 1, 1)
+    return nn.ModuleList(
+        mLSTMBlock(config) if kind == "m" else sLSTMBlock(config, index / last)
+        for index, kind in enumerate(config.pattern)
+    )
+
+
 class xLSTMStack(nn.Module):
     """The blocks and the norm behind them: [B, T, D] in, [B, T, D] out. A backbone for any project."""
 
@@ -250,11 +280,7 @@ class xLSTMStack(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_every = 0  # n > 0: recompute every n-th block's activations in the backward pass
-        last = max(len(config.pattern) - 1, 1)
-        self.blocks = nn.ModuleList(
-            mLSTMBlock(config) if kind == "m" else sLSTMBlock(config, index / last)
-            for index, kind in enumerate(config.pattern)
-        )
+        self.blocks = build_blocks(config)
         self.norm = LayerNorm(config.width, config.norm_eps)
         self._state_shapes = state_shapes(self.empty_state(1, device="meta"))
         self.reset_parameters()
@@ -276,28 +302,10 @@ class xLSTMStack(nn.Module):
         """
         D, blocks = self.config.width, len(self.blocks)
         for module in self.modules():
-            if isinstance(module, (Linear, HeadwiseLinear)):
-                nn.init.normal_(module.weight, std=small_std(D))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, (LayerNorm, HeadNorm)):
-                nn.init.ones_(module.weight)
-            elif isinstance(module, ConvSiLU):
-                module.reset_parameters()
+            init_leaf(module, D)
         for block in self.blocks:
-            if isinstance(block, mLSTMBlock):
-                nn.init.normal_(block.down.weight, std=residual_std(D, blocks))
-                nn.init.zeros_(block.gate_i.weight)
-                nn.init.zeros_(block.gate_f.weight)
-                nn.init.normal_(block.gate_i.bias, std=0.1)
-                block.gate_f.bias.copy_(forget_bias_per_head(block.heads))
-                nn.init.ones_(block.skip)
-            elif isinstance(block, sLSTMBlock):
-                nn.init.normal_(block.ffn_down.weight, std=residual_std(D, blocks))
-                spread = D**-0.5 if self.config.recurrent_init == "uniform" else 0.0
-                nn.init.uniform_(block.R, -spread, spread)
-                nn.init.zeros_(block.b)
-                block.b[1] = forget_bias_within_head(D // block.heads, block.depth)
+            assert isinstance(block, (mLSTMBlock, sLSTMBlock))
+            block.init_roles(D, blocks)
 
     def empty_state(self, batch: int, *, device: torch.device | str | None = None) -> ModelState:
         """Nothing seen yet, for `batch` sequences, on the model's device unless another is given."""

@@ -26,8 +26,9 @@ from openxlstm import kernels
 from openxlstm.cells import mLSTMState
 from openxlstm.models import checks
 from openxlstm.models.interface import ModelState, Unit, decay_groups, run_blocks, state_shapes
-from openxlstm.nn.functional import project_gates, soft_cap, widened
-from openxlstm.nn.init import forget_bias_per_head, residual_std, small_std
+from openxlstm.nn.functional import soft_cap, widened
+from openxlstm.nn.gates import GateLinear, project_gates
+from openxlstm.nn.init import forget_bias_per_head, init_leaf, residual_std
 from openxlstm.nn.linear import Embedding, Linear
 from openxlstm.nn.norm import HeadNorm, RMSNorm
 
@@ -113,8 +114,8 @@ class mLSTMLayer(nn.Module):
         self.k = Linear(D, QK, bias=False)
         self.v = Linear(D, HV, bias=False)
         self.ogate_preact = Linear(D, HV, bias=False)
-        self.igate_preact = Linear(D, H)
-        self.fgate_preact = Linear(D, H)
+        self.igate_preact = GateLinear(D, H)
+        self.fgate_preact = GateLinear(D, H)
         self.multihead_norm = HeadNorm(H, HV // H, config.norm_eps)
         self.out_proj = Linear(HV, D, bias=False)
 
@@ -156,6 +157,23 @@ class mLSTMBlock(nn.Module):
         self.mlstm_layer = mLSTMLayer(config)
         self.norm_ffn = RMSNorm(config.width, config.norm_eps)
         self.ffn = FeedForward(config)
+
+    @torch.no_grad()
+    def init_roles(self, D: int, blocks: int) -> None:
+        """The rows of the model's table that are about a weight's role, not about its kind."""
+        layer = self.mlstm_layer
+        nn.init.normal_(layer.out_proj.weight, std=residual_std(D, blocks))
+        nn.init.normal_(self.ffn.proj_down.weight, std=residual_std(D, blocks))
+        for gate in (layer.ogate_preact, layer.igate_preact, layer.fgate_preact):
+            nn.init.zeros_(gate.weight)
+        layer.igate_preact.bias.fill_(-10.0)
+        layer.fgate_preact.bias.copy_(forget_bias_per_head(layer.heads))
+
+    def empty_state(self, batch: int, device: torch.device | str | None, dtype: torch.dtype) -> mLSTMState:
+        """Nothing seen yet."""
+        layer = self.mlstm_layer
+        K, V = (part.out_features // layer.heads for part in (layer.k, layer.v))
+        return mLSTMState.empty(batch, layer.heads, K, V, device=device, dtype=dtype)
 
     def forward(
         self,
@@ -212,26 +230,20 @@ class xLSTMLarge(nn.Module):
         """
         D, blocks = self.config.width, self.config.blocks
         for module in self.modules():
-            if isinstance(module, (Linear, Embedding)):
-                nn.init.normal_(module.weight, std=small_std(D))
-            elif isinstance(module, (RMSNorm, HeadNorm)):
-                nn.init.ones_(module.weight)
+            init_leaf(module, D)
         for block in self.backbone.blocks:
             assert isinstance(block, mLSTMBlock)
-            layer = block.mlstm_layer
-            nn.init.normal_(layer.out_proj.weight, std=residual_std(D, blocks))
-            nn.init.normal_(block.ffn.proj_down.weight, std=residual_std(D, blocks))
-            for gate in (layer.ogate_preact, layer.igate_preact, layer.fgate_preact):
-                nn.init.zeros_(gate.weight)
-            layer.igate_preact.bias.fill_(-10.0)
-            layer.fgate_preact.bias.copy_(forget_bias_per_head(layer.heads))
+            block.init_roles(D, blocks)
 
     def empty_state(self, batch: int, *, device: torch.device | str | None = None) -> ModelState:
         """Nothing seen yet, for `batch` sequences, on the model's device unless another is given."""
-        weight, c = self.backbone.embeddings.weight, self.config
+        weight = self.backbone.embeddings.weight
         device, dtype = weight.device if device is None else device, torch.promote_types(weight.dtype, torch.float32)
-        shape = batch, c.heads, c.QK // c.heads, c.HV // c.heads
-        return ModelState(tuple(mLSTMState.empty(*shape, device=device, dtype=dtype) for _ in range(c.blocks)))
+        states = []
+        for block in self.backbone.blocks:
+            assert isinstance(block, mLSTMBlock)
+            states.append(block.empty_state(batch, device, dtype))
+        return ModelState(tuple(states))
 
     def features(
         self,

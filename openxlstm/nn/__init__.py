@@ -3,6 +3,7 @@
 norm.py        LayerNorm, RMSNorm, HeadNorm
 conv.py        causal_conv, ConvSiLU: the tail of the past is state
 linear.py      Linear, Embedding, HeadwiseLinear
+gates.py       GateLinear, project_gates
 init.py        the papers' distributions
-functional.py  soft_cap, fp32 islands, projections of gates
+functional.py  soft_cap, fp32 islands
 """

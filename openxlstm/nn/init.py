@@ -10,7 +10,11 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from openxlstm.nn.conv import ConvSiLU
+from openxlstm.nn.linear import HeadwiseLinear
+from openxlstm.nn.norm import HeadNorm, LayerNorm, RMSNorm
 
 
 def small_std(width: int) -> float:
@@ -36,3 +40,20 @@ def forget_bias_within_head(K: int, depth: float) -> Float[Tensor, "K"]:
     if K == 1:
         return torch.tensor([5.0])
     return 5 - 12 * (torch.arange(K) / (K - 1)) ** (0.3 + 1.3 * depth)
+
+
+@torch.no_grad()
+def init_leaf(module: nn.Module, width: int) -> None:
+    """What both tables say of a leaf of this kind: matrices small, their biases 0, norms 1, convolutions as torch does.
+
+    Rows about a weight's role (writing to the residual stream, opening a gate) come after; a module of another kind is
+    left alone.
+    """
+    if isinstance(module, (nn.Linear, nn.Embedding, HeadwiseLinear)):
+        nn.init.normal_(module.weight, std=small_std(width))
+        if not isinstance(module, nn.Embedding) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (LayerNorm, RMSNorm, HeadNorm)):
+        nn.init.ones_(module.weight)
+    elif isinstance(module, ConvSiLU):
+        module.reset_parameters()

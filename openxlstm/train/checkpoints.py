@@ -267,7 +267,11 @@ def sync(path: Path) -> None:
 
 
 def _state(model: torch.nn.Module, optimiser: Optimiser, ema: EMA | None) -> dict[str, Any]:
+    fresh = not any(part.state for part in parts(optimiser))
     weights, moments = get_state_dict(model, parts(optimiser))
+    for state in [state for part in parts(optimiser) for state in part.state.values()] if fresh else ():
+        if "step" in state:  # asked for the state of an optimiser that has none yet, PyTorch takes a step of rate 0,
+            state["step"].zero_()  # which must not count: bias correction looks at it
     return {"model": weights, "optimiser": moments} | ({"ema": ema.tensors} if ema is not None else {})
 
 

@@ -10,7 +10,7 @@ stored beside the results, so that a run can be repeated from its folder alone.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from importlib import resources
@@ -23,7 +23,7 @@ from openxlstm.models.presets import PRESETS
 from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
 from openxlstm.train import strict
-from openxlstm.train.recipe import ARCHITECTURES, Recipe, TrainRecipe, plain
+from openxlstm.train.recipe import ARCHITECTURES, COMPARED, Recipe, TrainRecipe, architecture, plain
 
 EXCLUSIVE = (
     ("train.steps", "train.tokens"),
@@ -111,12 +111,32 @@ def resolve(recipe: Recipe, table: strict.Table, vocab_size: int) -> Recipe:
     return recipe
 
 
-def changed_frozen(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Sentences about what a run may not change half-way, one per key that differs."""
-    old, new = _flat(before), _flat(after)
-    below = lambda key, parts: any(f"{key}.".startswith(f"{part}.") for part in parts)
-    keys = [key for key in sorted(old.keys() | new.keys()) if below(key, FROZEN) and not below(key, FREE)]
-    return [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+def completed(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """A recipe as an earlier version stored it, with what has been added since at its default.
+
+    Raises:
+        ValueError: it was written by a version whose recipes this one cannot read; the message begins with `origin`.
+    """
+    said = _without_none(values)
+    table = strict.Table(origin)
+    table.layer(said, origin)
+    return strict.read(Recipe, said, table).to_dict()
+
+
+def changed_frozen(
+    before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str] = ()
+) -> dict[str, list[Any]]:
+    """What differs and may not change half-way: dotted key to old and new value. `allowed` keys, or tables, may.
+
+    Raises:
+        ValueError: `allowed` holds a name that no recipe has.
+    """
+    known = {part for key in (*_flat(before), *_flat(after)) for part in _prefixes(key)}
+    for name in allowed:
+        strict.choice(name, known, "--allow")
+    free = (*FREE, *allowed)
+    below = lambda key, parts: any(part in _prefixes(key) for part in parts)
+    return {key: pair for key, pair in changed(before, after).items() if below(key, FROZEN) and not below(key, free)}
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -176,14 +196,15 @@ def _resolve_model(model: Mapping[str, Any], table: strict.Table, vocab_size: in
     if "preset" in model:
         name = strict.choice(model["preset"], PRESETS, f"{table.where('model.preset')}: model.preset")
         preset = PRESETS[name].config
-        architecture = next(key for key, (config, _) in ARCHITECTURES.items() if isinstance(preset, config))
+        chosen = next(key for key, (config, _) in ARCHITECTURES.items() if isinstance(preset, config))
         said = {**preset.to_dict(), "vocab_size": vocab_size, **said}
     else:
         given = model.get("architecture", "xlstm")
-        architecture = strict.choice(given, ARCHITECTURES, f"{table.where('model.architecture')}: model.architecture")
+        names = [*ARCHITECTURES, *COMPARED]
+        chosen = strict.choice(given, names, f"{table.where('model.architecture')}: model.architecture")
         said = {"vocab_size": vocab_size, **said}
     try:
-        config = ARCHITECTURES[architecture][0].from_dict(said)
+        config = architecture(chosen)[0].from_dict(said)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{who}: model: {error}") from None
     if config.vocab_size < vocab_size:
@@ -191,7 +212,7 @@ def _resolve_model(model: Mapping[str, Any], table: strict.Table, vocab_size: in
             f"{table.where('model.vocab_size')}: model.vocab_size = {config.vocab_size} must hold the tokenizer's"
             f" {vocab_size} entries; leave it out to use just these"
         )
-    return {"architecture": architecture, **plain(config.to_dict())}
+    return {"architecture": chosen, **plain(config.to_dict())}
 
 
 def _tokens(said: int | str, config: xLSTMConfig | xLSTMLargeConfig, where: str) -> int:
@@ -220,6 +241,19 @@ def _share(said: int | str, steps: int, path: str, table: strict.Table) -> int:
             f'{table.where(path)}: {path} = {said!r} must be steps, such as 100, or a share, such as "10%"'
         )
     return ceil(Fraction(percent[1]) * steps / 100)
+
+
+def _without_none(value: Any) -> Any:
+    """What TOML would hold: JSON writes None where nothing was said."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def _prefixes(key: str) -> list[str]:
+    """a.b.c -> a, a.b, a.b.c"""
+    parts = key.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

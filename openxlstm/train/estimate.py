@@ -33,7 +33,7 @@ from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.train import config, optim
 from openxlstm.train.activations import kept
 from openxlstm.train.gpus import Gpu
-from openxlstm.train.recipe import ARCHITECTURES, Recipe, nearest_divisor
+from openxlstm.train.recipe import Recipe, architecture, nearest_divisor
 
 DOCUMENT = "⟦document⟧"  # stands where a reset is
 SHOWN = 400  # characters of the first window
@@ -168,7 +168,7 @@ def _block(model: Any) -> int:
 
 def _moments(recipe: Recipe) -> int:
     """Bytes of the optimiser's state: two fp32 numbers per parameter, or one (Muon), as its groups say."""
-    _, build = ARCHITECTURES[recipe.model["architecture"]]
+    _, build = architecture(recipe.model["architecture"])
     with FakeTensorMode():  # shapes without numbers; not the meta device, which no fused optimiser knows
         optimiser = optim.build(build(recipe.model_config()), recipe.optim)
     return sum(

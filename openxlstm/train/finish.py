@@ -7,29 +7,39 @@ from typing import Any, Literal
 from openxlstm.checkpoint import store
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.data.tokens import write_atomically
+from openxlstm.data.windows import Stream
 from openxlstm.models.accounting import flops_per_token, state_bytes
 from openxlstm.train.evaluate import evaluate, yardsticks
 from openxlstm.train.log import Display, read_journal, read_json
+from openxlstm.train.loss import Score
+from openxlstm.train.recipe import ARCHITECTURES
 from openxlstm.train.report import SUMMARY, write_report
 from openxlstm.train.run import Run
 
 Sample = Callable[[Any, Tokenizer], str]  # a text by a model, for the report
-Ending = Literal["done", "out of time", "interrupted", "already finished"]
+Ending = Literal["done", "out of time", "interrupted", "paused", "already finished"]  # the 3rd and 4th can go on
 
 
 def finish(run: Run, ending: Ending, display: Display, sample: Sample) -> None:
     """Write `model/`; and, unless the run is to be continued, measure, summarise and report.
 
-    Killed in here, the run does this again when it is started again: the test split is read, nothing is learned.
+    Called by all processes; the first one writes. Killed in here, the run does this again when it is started again:
+    the test split is read, nothing is learned.
     """
-    store.save(run.model, run.folder / "model")
-    run.tokenizer.save(run.folder / "model" / "tokenizer.json")
-    if ending == "interrupted":
+    model = run.whole_model()  # gathered by all, None in all but the first
+    if model is not None:
+        if run.recipe.model["architecture"] in ARCHITECTURES:
+            store.save(model, run.folder / "model")
+        else:  # one to compare with, which knows how it is kept
+            model.save(run.folder / "model")
+        run.tokenizer.save(run.folder / "model" / "tokenizer.json")
+    if ending in ("interrupted", "paused"):
         return
-    display.note(f"reads the test split: {run.test.folder.total_bytes:,} bytes that training never sees")
-    score = evaluate(run.model, run.test, run.bytes_of, batch=run.recipe.evaluate.batch, autocast=run.autocast)
+    score = None if run.test is None else _held_out(run, run.test, display)
+    if model is None:
+        return
     beside: dict[str, float] = {}
-    if run.recipe.evaluate.yardsticks:
+    if run.recipe.evaluate.yardsticks and run.prepared is not None:
         display.note("computes the yardsticks on the same bytes (kept with the corpus)")
         beside = yardsticks(run.prepared)
     summary = {
@@ -39,16 +49,21 @@ def finish(run: Run, ending: Ending, display: Display, sample: Sample) -> None:
         "tokens": sum(line.get("tokens", 0) for line in read_journal(run.folder / "train.jsonl")),
         "seconds": round(run.progress.elapsed, 1),
         "model": run.facts["model"]
-        | {"state_bytes": state_bytes(run.model.config), "flops_per_token": flops_per_token(run.model.config)},
+        | {"state_bytes": state_bytes(model.config), "flops_per_token": flops_per_token(model.config)},
         "machine": run.facts["machine"],
         "data": {
-            "corpus": run.recipe.data.corpus,
+            "corpus": ", ".join(source.path for source in run.recipe.data.mixture),
             "fingerprint": run.facts["data"],
-            "train_tokens": run.rows.folder.total_tokens,
-            "test_documents": run.test.folder.total_documents,
+            "train_tokens": sum(source.folder.total_tokens for source in run.feed.windows),
+            "test_documents": 0 if run.test is None else run.test.folder.total_documents,
         },
         "valid_bits_per_byte": run.progress.best,
-        "held_out": {
+        "skips": run.progress.skips,
+        "spikes": run.progress.spikes,
+        "rollbacks": run.progress.rollbacks,
+        "held_out": None
+        if score is None
+        else {
             "bits_per_byte": score.bits_per_byte,
             "loss": score.loss,
             "bytes": score.bytes,
@@ -56,11 +71,28 @@ def finish(run: Run, ending: Ending, display: Display, sample: Sample) -> None:
             "context": run.recipe.data.context,
         },
         "yardsticks": beside,
-        "sample": sample(run.model, run.tokenizer),
+        "sample": sample(model, run.tokenizer),
     }
     write_atomically(run.folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write_report(run.folder)
-    display.note(f"held-out text: {score.bits_per_byte:.4f} bits/byte over {score.bytes:,} bytes")
+    if score is not None:
+        display.note(f"held-out text: {score.bits_per_byte:.4f} bits/byte over {score.bytes:,} bytes")
+
+
+def _held_out(run: Run, test: Stream, display: Display) -> Score:
+    """The one look at the test split, by all processes together."""
+    display.note(f"reads the test split: {test.folder.total_bytes:,} bytes that training never sees")
+    with run.averaged():
+        return evaluate(
+            run.objective,
+            test,
+            run.bytes_of,
+            batch=run.recipe.evaluate.batch,
+            autocast=run.autocast,
+            rank=run.world.rank,
+            ranks=run.world.ranks,
+            total=run.world.sum,
+        )
 
 
 def is_finished(run: Run) -> bool:

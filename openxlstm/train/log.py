@@ -1,15 +1,22 @@
-"""What a run says: a line of JSON for every step, and to people one live line, or plain lines when piped."""
+"""What a run says: a line of JSON for every step, and to people a few live lines, or plain lines when piped."""
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as RichLive
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 QUIET_SECONDS = 10.0  # between plain lines: a piped log of an hour is a few pages
+CURVE = 40  # letters of the loss's course on a terminal
+LETTERS = "▁▂▃▄▅▆▇█"
 
 
 class Journal:
@@ -143,46 +150,59 @@ class Lines:
 
 
 class Live:
-    """One line that moves, for a terminal. It is redrawn between steps: no thread competes with the training."""
+    """Three lines that move, for a terminal: how far, how good, how fast. Redrawn between steps: no thread competes."""
 
     def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("[bold]step {task.completed:,.0f}[/]/{task.total:,.0f}"),
-            BarColumn(bar_width=24, complete_style="cyan", finished_style="green"),
-            TextColumn("{task.fields[numbers]}"),
-            TextColumn("[dim]{task.fields[left]} left[/]"),
-        )
-        self._progress = Progress(*columns, console=console, auto_refresh=False, transient=True)
-        self._task = self._progress.add_task("train", total=1, numbers="", left="", visible=False)
+        self._console = console
+        self._live = RichLive(console=console, auto_refresh=False, transient=True)
+        self._losses: list[float] = []  # of this sitting
         self._drawn = 0.0
-        self._progress.start()
+        self._live.start()
 
     def note(self, text: str) -> None:
-        """Print a sentence above the moving line."""
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a sentence above the moving lines."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, line: Mapping[str, Any], end: int, seconds_left: float) -> None:
         """Redraw, at most five times a second."""
+        self._losses.append(line["loss"])
         if 0 <= line["elapsed"] - self._drawn < 0.2 and line["step"] < end:
             return
         self._drawn = line["elapsed"]
-        self._progress.update(
-            self._task,
-            completed=line["step"],
-            total=end,
-            numbers=_numbers(line),
-            left=clock(seconds_left),
-            visible=True,
-            refresh=True,
-        )
+        self._live.update(picture(line, end, seconds_left, self._losses), refresh=True)
 
     def close(self) -> None:
-        """Take the line away and give the cursor back."""
-        self._progress.stop()
+        """Take the lines away and give the cursor back."""
+        self._live.stop()
+
+
+def picture(line: Mapping[str, Any], end: int, seconds_left: float, losses: Sequence[float]) -> RenderableType:
+    """What a terminal shows of a step: progress, loss and its course, and what the meters say."""
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        Text.assemble((f"step {line['step']:,}", "bold"), f"/{end:,}"),
+        ProgressBar(total=end, completed=line["step"], width=32, complete_style="cyan", finished_style="green"),
+        Text(f"{100 * line['step'] / end:.0f} %  {clock(seconds_left)} left"),
+    )
+    numbers = Text.assemble(_loss(line), "  ", (curve(losses), "cyan"))
+    return Group(bar, numbers, Text(f"{_speed(line)}  {_details(line)}".strip(), style="dim"))
+
+
+def curve(values: Sequence[float]) -> str:
+    """The course of a number in `CURVE` letters: means of equal parts, the lowest and the highest as marks."""
+    finite = [value for value in values if math.isfinite(value)]
+    parts = min(CURVE, len(finite))
+    if parts < 2:
+        return ""
+    borders = [len(finite) * index // parts for index in range(parts + 1)]
+    means = [sum(finite[begin:end]) / (end - begin) for begin, end in pairwise(borders)]
+    low, high = min(means), max(means)
+    scale = (len(LETTERS) - 1) / (high - low) if high > low else 0.0
+    return "".join(LETTERS[round((mean - low) * scale)] for mean in means)
 
 
 def display(console: Console) -> Display:
-    """A live line on a terminal, plain lines elsewhere."""
+    """Live lines on a terminal, plain lines elsewhere."""
     return Live(console) if console.is_terminal else Lines(console)
 
 
@@ -202,4 +222,28 @@ def counted(number: int, noun: str) -> str:
 
 
 def _numbers(line: Mapping[str, Any]) -> str:
-    return f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte  {line['tokens_per_second']:,.0f} tokens/s"
+    return f"{_loss(line)}  {_speed(line)}"
+
+
+def _loss(line: Mapping[str, Any]) -> str:
+    return f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte"
+
+
+def _speed(line: Mapping[str, Any]) -> str:
+    return f"{line['tokens_per_second']:,.0f} tokens/s"
+
+
+def _details(line: Mapping[str, Any]) -> str:
+    """What else the meters say; only what the line holds."""
+    found = []
+    if "mfu" in line:
+        found.append(f"{100 * line['mfu']:.1f} % of the peak")
+    if "lr" in line:
+        found.append(f"rate {line['lr']:.1e}")
+    if "grad_norm" in line:
+        found.append(f"norm {line['grad_norm']:.2f}")
+    if line.get("data_wait", 0.0) >= 0.01:
+        found.append(f"waits for data {100 * line['data_wait']:.0f} %")
+    if "memory" in line:
+        found.append(f"{max(line['memory'].values()) / 2**30:.1f} GiB")
+    return "  ".join(found)

@@ -16,14 +16,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
-    """What the matrix products are computed in. Parameters, gradients, states and the loss are fp32 either way.
+def precision(wanted: Literal["auto", "fp32", "bf16", "fp64"], device: torch.device) -> Literal["fp32", "bf16", "fp64"]:
+    """What the matrix products are computed in. Parameters, gradients, states and the loss are fp32 at least.
 
     Raises:
         ValueError: bf16 was asked for and this processor only emulates it, which is slower than fp32.
     """
-    if wanted == "fp32":
-        return "fp32"
+    if wanted in ("fp32", "fp64"):
+        return wanted
     if _has_bf16(device):
         return "bf16"
     if wanted == "bf16":

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, final
@@ -99,6 +99,13 @@ class World:
             raise ElsewhereError(said)
         return made[0] if self.first else make()
 
+    @contextmanager
+    def led(self, hold: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+        """Around a block of all processes: what rank 0 holds for them, such as a lock. Its refusal is everybody's."""
+        with ExitStack() as stack:
+            self.lead(lambda: stack.enter_context(hold()) if self.first else None)
+            yield
+
     def wrap(self, objective: nn.Module, rounded: torch.dtype | None) -> nn.Module:
         """The module whose forward and backward the step calls. fsdp2 changes `objective` itself.
 
@@ -132,6 +139,24 @@ class World:
             yield
         finally:
             objective.reshard()
+
+    @contextmanager
+    def rewritten(self, objective: nn.Module) -> Iterator[None]:
+        """Inside, the parameters may be overwritten, and are again at the end: nothing gathered before is used."""
+        try:
+            if isinstance(objective, FSDPModule):
+                objective.reshard()
+            yield
+        finally:
+            if isinstance(objective, FSDPModule):
+                objective.reshard()
+
+    def describe(self) -> dict[str, Any]:
+        """How the work is split, for the run folder: it says where bits may differ."""
+        if self.kind == "single":
+            return {}
+        sizes = {} if self.mesh is None else {"mesh": list(self.mesh.shape)}
+        return {"parallel": self.kind, "processes": self.ranks, **sizes}
 
     def _shard(self, objective: nn.Module, rounded: torch.dtype | None) -> None:
         """Blocks are units, so that no more than one or two are whole at a time; what is left is one more unit."""
@@ -185,6 +210,11 @@ def join(wanted: Literal["auto", "single", "ddp", "fsdp2"] = "auto", shard: int 
         yield World(kind, rank, ranks, device, mesh, patient)
     finally:
         dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints; also before `join`, and after it."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def global_norm(parameters: Sequence[Tensor]) -> float:

@@ -5,6 +5,7 @@ holds all fields of one architecture. Ranges are checked here, in `__post_init__
 field's name; the reader puts file and table in front of it.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -20,6 +21,7 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {  # name: (config, model)
     "xlstm": (xLSTMConfig, xLSTM),
     "xlstm_large": (xLSTMLargeConfig, xLSTMLarge),
 }
+COMPARED = {"llama": ("LlamaConfig", "Llama")}  # architectures of others, in hf/baselines.py; they need transformers
 MOST = 2**31 - 1  # of anything that is counted in rows or tokens of one batch: what index arithmetic is safe for
 
 
@@ -277,7 +279,7 @@ class Recipe:
 
     def model_config(self) -> xLSTMConfig | xLSTMLargeConfig:
         """The model's config. Only for a resolved recipe."""
-        config, _ = ARCHITECTURES[self.model["architecture"]]
+        config, _ = architecture(self.model["architecture"])
         return config.from_dict({key: value for key, value in self.model.items() if key != "architecture"})
 
     def schedule(self) -> Schedule:
@@ -289,6 +291,24 @@ class Recipe:
         return Schedule(
             kind=said.kind, end=steps, warmup=said.warmup, cooldown=said.cooldown, floor=said.floor, span=said.span
         )
+
+
+def architecture(name: str) -> tuple[Any, Any]:
+    """The classes of config and model that `name` stands for; `name` is in ARCHITECTURES or in COMPARED.
+
+    Raises:
+        ValueError: one to compare with, and transformers is not installed.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    try:
+        baselines = importlib.import_module("openxlstm.hf.baselines")
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ValueError(f"model.architecture = {name!r} is built by transformers: pip install openxlstm[hf]") from None
+    config, model = COMPARED[name]
+    return getattr(baselines, config), getattr(baselines, model)
 
 
 def plain(value: Any) -> Any:

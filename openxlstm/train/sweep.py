@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from openxlstm.data.tokens import write_atomically
+from openxlstm.train.folder import default_cache
 from openxlstm.train.log import Display, read_json
 from openxlstm.train.loop import train
 from openxlstm.train.report import SUMMARY
-from openxlstm.train.run import default_cache, read_recipe
+from openxlstm.train.run import read_recipe
 
 RESULTS = "results.jsonl"
 MOST_NAME = 200  # bytes of a folder's name; file systems allow 255

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
 from openxlstm.data import prepare, tokens
 from openxlstm.data.corpus import SPLITS, read_corpus
-from openxlstm.data.prepare import prepare_corpus
+from openxlstm.data.prepare import open_source, prepare_corpus
 from openxlstm.data.tokens import TokenFolder
 
 
@@ -109,3 +110,39 @@ def test_what_cannot_be_prepared_is_refused_before_anything_is_written(tmp_path,
     with pytest.raises(ValueError, match="has 3 documents and none of them falls into"):
         prepare_corpus(texts, tmp_path / "other", byte)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_source_is_whatever_a_recipe_may_name(tmp_path, texts, byte):
+    cache = tmp_path / "cache"
+    from_texts = open_source(texts, byte, cache)
+    assert list(from_texts) == list(SPLITS)
+    (made,) = cache.iterdir()
+    for path in (made, str(made)):
+        assert {split: part.path for split, part in open_source(path, byte, cache).items()} == {
+            split: made / split for split in SPLITS
+        }
+    assert [part.path for part in open_source(made / "valid", byte, cache).values()] == [made / "valid"]
+    assert list(open_source(made / "valid", byte, cache)) == ["train"]
+    shutil.rmtree(made / "test")
+    assert list(open_source(made, byte, cache)) == ["train", "valid"]
+    assert [each.name for each in cache.iterdir()] == [made.name]
+
+
+def test_one_text_file_is_a_source(tmp_path, byte):
+    (tmp_path / "book.v1.txt").write_text("".join(f"paragraph {number}\nof it\n\n" for number in range(200)))
+    opened = open_source(tmp_path / "book.v1.txt", byte, tmp_path / "cache")
+    assert sum(part.total_documents for part in opened.values()) == 200
+    assert opened["train"].path.parent.name.startswith("book.v1-")
+    (tmp_path / "note.txt").write_text("a single paragraph")
+    with pytest.raises(ValueError, match="note.txt has 1 documents and none of them falls into"):
+        open_source(tmp_path / "note.txt", byte, tmp_path / "cache")
+
+
+def test_tokens_of_another_tokenizer_are_no_source(tmp_path, texts, byte, bpe):
+    cache = tmp_path / "cache"
+    made = open_source(texts, byte, cache)["train"].path.parent
+    for path in (made, made / "train"):
+        with pytest.raises(ValueError, match=r"train holds tokens of another tokenizer \(257 ids, .*wanted: 287 ids"):
+            open_source(path, bpe, cache)
+    with pytest.raises(ValueError, match="there is no folder or file .*nowhere"):
+        open_source(tmp_path / "nowhere", byte, cache)

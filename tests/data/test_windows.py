@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from openxlstm.data.corpus import Document
+from openxlstm.data.packing import plan
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.data.tokens import TokenFolder, fingerprint_of, write_tokens
-from openxlstm.data.windows import Stream
+from openxlstm.data.windows import Pieces, Stream
 
 
 @pytest.fixture
@@ -50,6 +51,19 @@ def test_every_token_is_a_target_once_with_its_own_past(folder, documents, byte,
     assert len(stream) == sum(-(-len(shard.tokens) // context) for shard in folder.shards)
     got = list(zip(batch.tokens[batch.valid], batch.targets[batch.valid], batch.reset[batch.valid]))
     assert got == by_hand(documents, byte)
+
+
+@pytest.mark.parametrize("method", ["best_fit", "one_per_row"])
+def test_whole_documents_in_rows_are_the_documents(folder, documents, byte, method):
+    """From disk, where no document is longer than a row: the same triples, and as few rows as the plan says."""
+    rows = Pieces(folder, 50, plan(folder, 50, method))
+    batch = rows.batch(np.arange(len(rows)))
+    got = sorted(zip(batch.tokens[batch.valid], batch.targets[batch.valid], batch.reset[batch.valid]))
+    assert got == sorted(by_hand(documents, byte))
+    assert len(rows) == (3 if method == "best_fit" else len(documents))  # 41 + 9 | 36 + 6 + 5 + 2 | 23 + 19
+    assert rows.batch(np.array([], np.int64)).tokens.shape == (0, 50)
+    with pytest.raises(ValueError, match=rf"{len(rows)}.* must lie in 0\.\.{len(rows) - 1}"):
+        rows.batch(np.array([len(rows)]))
 
 
 def test_only_the_end_of_a_shard_is_padded_and_padding_is_harmless(folder):

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openxlstm.nn.functional import project_gates, soft_cap, widened
+from openxlstm.nn.functional import soft_cap, widened
+from openxlstm.nn.gates import GateLinear, project_gates
 from openxlstm.nn.init import forget_bias_per_head, forget_bias_within_head, residual_std, small_std
 
 
@@ -32,6 +33,36 @@ def test_gates_are_fp32_inside_a_bf16_model(autocast):
         assert raw.dtype == torch.float32
         want = F.linear(whole, gate.weight.double(), gate.bias.double()).float()
         torch.testing.assert_close(raw, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", ["hook", "forward", "subclass"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_that_somebody_changed_is_called(wrap, dtype):
+    """An adapter, a quantiser or an offloaded module does its work when it is called; its weight says nothing."""
+
+    class Doubled(GateLinear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    f, plain, inputs = gates(dtype)
+    i = (Doubled if wrap == "subclass" else GateLinear)(10, 3).to(dtype)
+    i.load_state_dict(plain.state_dict())
+    if wrap == "hook":
+        i.register_forward_hook(lambda module, args, output: 2 * output)
+    elif wrap == "forward":
+        i.forward = lambda x: 2 * GateLinear.forward(i, x)
+    f.forward = lambda x: GateLinear.forward(f, x)
+    want_i, want_f = project_gates(inputs, plain, plain)[0], project_gates(inputs, plain, gates_of(f))[1]
+    got_i, got_f = project_gates(inputs, i, f)
+    assert got_i.dtype == got_f.dtype == torch.float32
+    torch.testing.assert_close(got_i, 2 * want_i, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got_f, want_f, rtol=1e-5, atol=1e-5)
+
+
+def gates_of(linear):
+    copy = torch.nn.Linear(10, 3, dtype=linear.weight.dtype)
+    copy.load_state_dict(linear.state_dict())
+    return copy
 
 
 def test_soft_cap_is_the_identity_near_zero_and_never_passes_the_cap():

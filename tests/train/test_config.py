@@ -79,7 +79,7 @@ def test_units_become_integers(base: Path) -> None:
         ("model.architecture=xlstn", "model.architecture = 'xlstn' is unknown; did you mean 'xlstm'?"),
         ("model.preset=xlstm-125", "model.preset = 'xlstm-125' is unknown; did you mean 'xlstm-125m'?"),
         ("model.vocab_size=256", "model.vocab_size = 256 must hold the tokenizer's 257 entries; leave it out to use"),
-        ("data.corpus=nowhere", 'nowhere" is no folder; name one, or "stdlib"'),
+        ("data.corpus=nowhere", 'nowhere" is no folder and no file; name one, or "stdlib"'),
         ("data.tokenizer=nowhere.json", "data.tokenizer: "),
         ("data.sources=[]", "data.sources=[] must name at least one source"),
         ('data.sources=[{ paht = "stdlib" }]', "data.sources[0] has no field 'paht'; did you mean 'path'?"),
@@ -215,5 +215,19 @@ def test_model_data_and_optimiser_are_frozen(base: Path) -> None:
     after = read_recipe(str(base), ["optim.lr=2e-3", "train.batch=12", "train.steps=80", "evaluate.every=7"])[
         0
     ].to_dict()
-    assert config.changed_frozen(before, after) == ["optim.lr was 0.001, is 0.002", "train.batch was 6, is 12"]
+    assert config.changed_frozen(before, after) == {"optim.lr": [1e-3, 2e-3], "train.batch": [6, 12]}
+    assert config.changed_frozen(before, after, ["optim"]) == {"train.batch": [6, 12]}
+    assert config.changed_frozen(before, after, ["optim.lr", "train.batch"]) == {}
+    assert config.changed_frozen(before, after | {"data": before["data"] | {"valid": {"a": "stdlib"}}}, ["optim.lr"])
+    with pytest.raises(ValueError, match=r"--allow = 'optim.rl' is unknown; did you mean 'optim.lr'\?"):
+        config.changed_frozen(before, after, ["optim.rl"])
     assert config.changed(before, after)["train.steps"] == [40, 80]
+
+
+def test_a_recipe_of_an_earlier_version_gets_the_defaults_of_this_one(base: Path) -> None:
+    now = read_recipe(str(base))[0].to_dict()
+    older = {key: value for key, value in now.items() if key not in ("guard", "log", "loss")}
+    older["data"] = {key: value for key, value in now["data"].items() if key in ("corpus", "tokenizer", "context")}
+    assert config.completed(older, "resolved.json") == now
+    with pytest.raises(ValueError, match=r"^resolved.json: a recipe has no field 'modle'; did you mean 'model'"):
+        config.completed(older | {"modle": {}}, "resolved.json")

@@ -63,16 +63,44 @@ def test_plain_lines_are_few_and_end_with_the_last_step() -> None:
     assert lines[-1] == "done [with] brackets"
 
 
-def test_a_terminal_gets_one_moving_line() -> None:
+def test_a_terminal_gets_moving_lines_and_sentences_that_stay() -> None:
     out = io.StringIO()
     shown = log.display(Console(file=out, width=120, force_terminal=True, color_system=None))
     shown.step(LINE, 100, 161.0)
     shown.note("step 3  validation 1.9000 bits/byte")
+    shown.step(LINE | {"step": 4, "elapsed": 30.1, "loss": 7.77}, 100, 160.0)
+    shown.close()
     shown.close()
     text = out.getvalue()
-    assert "loss 1.250  1.803 bits/byte  12,346 tokens/s" in text
+    assert "loss 1.250  1.803 bits/byte" in text
+    assert "12,346 tokens/s" in text
     assert "2m41s left" in text
     assert "step 3  validation 1.9000 bits/byte" in text
+    assert "7.770" not in text, "at most five times a second"
+    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text, "the cursor is given back"
+
+
+def test_everything_the_meters_say_is_shown_and_nothing_else() -> None:
+    full = LINE | {"mfu": 0.382, "lr": 4e-3, "grad_norm": 0.417, "data_wait": 0.03, "memory": {"resident": 3 * 2**30}}
+    out = Console(file=io.StringIO(), width=100, record=True)
+    out.print(log.picture(full, 6, 161.0, [3.0, 2.0, 1.5, 1.25]))
+    lines = out.export_text().splitlines()
+    assert lines[0].split()[:2] == ["step", "3/6"]
+    assert lines[0].rstrip().endswith("50 %  2m41s left")
+    assert lines[1].rstrip() == "loss 1.250  1.803 bits/byte  █▄▂▁"
+    details = "12,346 tokens/s  38.2 % of the peak  rate 4.0e-03  norm 0.42  waits for data 3 %  3.0 GiB"
+    assert lines[2].rstrip() == details
+    out.print(log.picture(LINE, 6, 161.0, [1.25]))
+    assert out.export_text().splitlines()[2].rstrip() == "12,346 tokens/s"
+
+
+@pytest.mark.parametrize(
+    ("values", "letters"),
+    [([], ""), ([1.0], ""), ([2.0, 2.0], "▁▁"), ([0.0, 7.0], "▁█"), ([3.0, float("nan"), 1.0], "█▁")],
+)
+def test_the_course_of_a_number_in_letters(values: list[float], letters: str) -> None:
+    assert log.curve(values) == letters
+    assert len(log.curve([float(value) for value in range(1000)])) == log.CURVE
 
 
 @pytest.mark.parametrize(

@@ -54,18 +54,23 @@ def test_muon_serves_dense_matrices_and_adamw_the_rest_with_the_models_decay(kin
 
 
 def test_muon_steps_along_an_orthogonal_matrix_of_adamws_size() -> None:
-    """Root mean square 0.2 of the rate (arXiv:2502.16982), all singular values nearly equal."""
+    """Root mean square 0.2 of the rate (arXiv:2502.16982), nearly all singular values alike."""
     model = small("large")
     optimiser = optim.build(model, OptimRecipe(lr=1e-2, name="muon", weight_decay=0.0))
     weight = model.backbone.blocks[0].ffn.proj_up.weight
     before = weight.detach().clone()
     model(torch.randint(0, 11, (3, 6)))[0].logsumexp(-1).square().sum().backward()
-    singular = torch.linalg.svdvals(weight.grad)
+    gradient = weight.grad.clone()
     optimiser.step()
     update = (weight.detach() - before) / 1e-2
     assert 0.12 < update.square().mean().sqrt() < 0.28
-    of_update = torch.linalg.svdvals(update)
-    assert of_update.max() / of_update.min() < 5 < 100 < singular.max() / singular.min()
+    assert large_directions(update) >= 12 > 4 >= large_directions(gradient)
+
+
+def large_directions(matrix: Tensor) -> int:
+    """Singular values within a factor of two of the largest, of 16."""
+    singular = torch.linalg.svdvals(matrix)
+    return int((singular > singular.max() / 2).sum())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

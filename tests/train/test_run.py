@@ -1,5 +1,6 @@
 """Whole runs on a corpus of a few kilobytes: the curve, the folder, what continues and what is refused."""
 
+import dataclasses
 import json
 import math
 import os
@@ -18,17 +19,21 @@ import torch
 
 from openxlstm.checkpoint import store
 from openxlstm.data.tokenizer import Tokenizer
-from openxlstm.train import checkpoints, loop
+from openxlstm.train import checkpoints, loop, step
+from openxlstm.train.folder import only_one
 from openxlstm.train.log import Silent, read_journal
-from openxlstm.train.run import only_one, read_recipe
+from openxlstm.train.run import Run, read_recipe
 
 Train = Callable[..., str]
-TIMES = ("elapsed", "tokens_per_second")
+CLOCK = (  # what no two runs have in common
+    "elapsed", "tokens_per_second", "tokens_per_second_per_device", "data_wait", "step_p50", "step_p95", "mfu",
+    "memory", "seconds_left", "evaluate_seconds", "save_seconds", "gates_seconds",
+)  # fmt: skip
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
     """The journal without what the clock says."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_journal(folder / "train.jsonl")]
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_journal(folder / "train.jsonl")]
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -99,7 +104,7 @@ def test_a_finished_run_rewrites_only_its_report(whole: Path, train_small: Train
     assert train_small(whole) == "already finished"
     after = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     touched = {path.name for path in after if after[path] != before.get(path)}
-    assert touched == {"report.md", "bits_per_byte.png", "loss.png", "learning_rate.png"}
+    assert touched == {"report.md", "bits_per_byte.png", "loss.png", "learning_rate.png", "gradient_norm.png"}
 
 
 def test_the_report_compares_with_yardsticks(tmp_path: Path, train_small: Train, cache: Path) -> None:
@@ -209,22 +214,76 @@ def test_two_commands_on_one_run_are_refused(tmp_path: Path, train_small: Train)
         train_small(tmp_path / "run")
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(
+def spoil(monkeypatch: pytest.MonkeyPatch, sample: int = 30) -> None:
+    """The gradient of the step that reads this sample, the sixth if nothing is skipped, is no number."""
+    honest = step.gradient
+
+    def spoilt(run: Run, *arguments: object) -> step.Found:
+        found = honest(run, *arguments)
+        return dataclasses.replace(found, norm=math.nan) if sample in run.feed.step(found.step).sample else found
+
+    monkeypatch.setattr(step, "gradient", spoilt)
+
+
+def events(folder: Path, *names: str) -> list[dict[str, Any]]:
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] in names]
+
+
+def test_a_gradient_that_is_no_number_is_not_taken(
     tmp_path: Path, train_small: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, calls = loop.backward, []
+    """It counts, its rate is 0, and it is not hidden."""
+    spoil(monkeypatch)
+    assert train_small(tmp_path / "run") == "done"
+    lines = [line for line in curve(tmp_path / "run") if "loss" in line]
+    assert [line["step"] for line in lines if "skipped" in line] == [6]
+    assert (lines[5]["grad_norm"], lines[5]["lr"]) == (None, 0.0)
+    (event,) = events(tmp_path / "run", "skip")
+    assert (event["step"], event["samples"], event["grad_norm"]) == (6, [30, 36], None)
+    assert len(event["largest"]) == 3
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["skips"], summary["spikes"], summary["rollbacks"]) == (1, 0, 0)
 
-    def spoilt(model: torch.nn.Module, *arguments: object, **options: object) -> object:
-        calls.append(1)
-        result = honest(model, *arguments, **options)
-        if len(calls) == 6:
-            next(iter(model.parameters())).grad[0] = torch.nan
-        return result
 
-    monkeypatch.setattr(loop, "backward", spoilt)
-    with pytest.raises(ValueError, match="step 6: the loss is .* and the gradient norm nan"):
-        train_small(tmp_path / "run")
+def test_the_guard_stops_a_run_and_what_is_saved_is_sound(
+    tmp_path: Path, train_small: Train, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        spoil(patch)
+        with pytest.raises(ValueError, match=r"step 6: the gradient norm is nan; so the run stopped"):
+            train_small(tmp_path / "run", "guard.nonfinite=stop")
     assert checkpoints.latest(tmp_path / "run" / "checkpoints").name == "step-00000004"
+    assert events(tmp_path / "run", "stop")[0]["step"] == 6
+    assert train_small(tmp_path / "run", "guard.nonfinite=stop") == "done"  # this time its gradients are numbers
+    assert curve(tmp_path / "run") == curve(whole)
+
+
+def test_a_rollback_never_reads_those_samples_again(
+    tmp_path: Path, train_small: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the run that was told from the start to leave them out, to the bit."""
+    spoil(monkeypatch)
+    assert train_small(tmp_path / "back", "guard.nonfinite=rollback") == "done"
+    assert train_small(tmp_path / "told", "data.skip=[[30, 36]]") == "done"
+    assert curve(tmp_path / "back") == curve(tmp_path / "told")
+    assert same_weights(tmp_path / "back", tmp_path / "told")
+    (event,) = events(tmp_path / "back", "rollback")
+    assert (event["step"], event["samples"]) == (6, [30, 36])
+    progress = checkpoints.read_progress(checkpoints.latest(tmp_path / "back" / "checkpoints"))
+    assert (progress.skipped, progress.rollbacks) == (((30, 36),), 1)
+    assert train_small(tmp_path / "back", "guard.nonfinite=rollback", "train.steps=14") == "done"
+    assert train_small(tmp_path / "told", "data.skip=[[30, 36]]", "train.steps=14") == "done"
+    assert curve(tmp_path / "back") == curve(tmp_path / "told"), "and it remembers what it left out"
+
+
+def test_rollbacks_are_limited(tmp_path: Path, train_small: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the very first step there is something to go back to."""
+    honest = step.gradient
+    monkeypatch.setattr(step, "gradient", lambda *given: dataclasses.replace(honest(*given), norm=math.inf))
+    with pytest.raises(ValueError, match=r"2 rollbacks were made already, and guard.most_rollbacks = 2"):
+        train_small(tmp_path / "run", "guard.nonfinite=rollback", "guard.most_rollbacks=2")
+    assert [event["samples"] for event in events(tmp_path / "run", "rollback")] == [[0, 6], [6, 12]]
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, whole: Path, train_small: Train) -> None:
@@ -232,19 +291,19 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, whole: Path, trai
     honest, saves = checkpoints.save, []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def save(*arguments: object) -> Path:
+    def save(*arguments: object, **options: object) -> checkpoints.Pending:
         saves.append(1)
         if len(saves) == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
         try:
-            return honest(*arguments)
+            return honest(*arguments, **options)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "save", save)
         with pytest.raises(OSError, match="step-00000008 could not be saved: .*File too large"):
-            train_small(tmp_path / "run")
+            train_small(tmp_path / "run", "checkpoint.asynchronous=false")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
     assert train_small(tmp_path / "run") == "done"
     assert curve(tmp_path / "run") == curve(whole)

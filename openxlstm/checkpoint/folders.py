@@ -1,0 +1,90 @@
+"""A folder that appears complete or not at all.
+
+The files are written into a hidden folder beside the target, which then takes its name in one step. A process that is
+killed leaves only the hidden folder, and the next one that writes to the same target removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def appearing(target: Path, *, replaceable: Collection[str] = ()) -> Iterator[Path]:
+    """A hidden folder to write into; on leaving without an error it becomes `target`.
+
+    Args:
+        replaceable: names of files that may be replaced: a target that holds nothing else is exchanged for the new one.
+
+    Raises:
+        ValueError: the target holds other things, or another process is writing it.
+    """
+    check_free(target, replaceable)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hidden = target.with_name(f".{target.name}.partial")
+    hidden.mkdir(exist_ok=True)
+    descriptor = _lock(hidden, target)
+    try:
+        _empty(hidden)  # what a killed process left
+        yield hidden
+        sync(hidden)
+        old = target.with_name(f".{target.name}.old")
+        if target.exists():
+            check_free(target, replaceable)
+            target.replace(old)
+        hidden.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
+        sync(target.parent)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def check_free(target: Path, replaceable: Collection[str] = ()) -> None:
+    """Nothing would be lost if the target were replaced.
+
+    Raises:
+        ValueError: it is a file, or a folder that holds something.
+    """
+    if target.is_dir():
+        if held := sorted(path.name for path in target.iterdir() if path.name not in replaceable):
+            raise ValueError(f"{target} exists and holds {held[0]}; name a new folder, or empty this one")
+    elif target.exists() or target.is_symlink():
+        raise ValueError(f"{target} exists and is a file; name a new folder")
+
+
+def sync(folder: Path) -> None:
+    """The names in the folder survive a power cut. Windows cannot open folders."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(hidden: Path, target: Path) -> int | None:
+    """Hold the hidden folder as long as this process writes; the system lets go of it when the process dies."""
+    if os.name != "posix":
+        return None  # no locks on folders there; two conversions to one target are then up to the user
+    import fcntl
+
+    descriptor = os.open(hidden, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ValueError(f"another process is writing {target} (it holds {hidden})") from error
+    return descriptor
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,0 +1,112 @@
+"""`xlstm eval`: a trained model on the tasks of lm-eval."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from openxlstm.cli.common import model_folder, show_json, show_table
+
+
+@click.command("eval", short_help="Evaluate a model on the tasks of lm-eval.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--tasks", required=True, help="Names of tasks, with commas between them.")
+@click.option("--include-path", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="A folder of task files (YAML); only its tasks are known then.")  # fmt: skip
+@click.option("--limit", type=int, help="Only the first N examples of each task: to try things out.")
+@click.option("--num-fewshot", type=int, help="Solved examples before each question.  [default: as the task says]")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Requests computed together.")
+@click.option("--rolling", type=click.Choice(("stateful", "windows")), default="stateful", show_default=True,
+              help="Perplexities: carry the state through a whole text, or start afresh in every window.")  # fmt: skip
+@click.option("--window", type=int, default=2048, show_default=True, help="Tokens in a window of --rolling windows.")
+@click.option("--bos/--no-bos", default=True, show_default=True, help="The end token before every context.")
+@click.option("--device", help="Where to compute, such as cuda:1.  [default: an accelerator if there is one]")
+@click.option("--dtype", help="Compute in float32, bfloat16, ...  [default: as saved]")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all results to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def eval(
+    path: Path,
+    tasks: str,
+    include_path: Path | None,
+    limit: int | None,
+    num_fewshot: int | None,
+    batch_size: int,
+    rolling: str,
+    window: int,
+    bos: bool,
+    device: str | None,
+    dtype: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate the model in PATH, a model folder or a run folder, on tasks of lm-eval.
+
+    Tasks come with lm-eval, which loads their data from the Hugging Face hub (HF_HUB_OFFLINE=1 and
+    HF_DATASETS_OFFLINE=1 forbid it), or from your own files: docs/evaluation.md shows how.
+
+    \b
+      xlstm eval runs/demo --tasks lambada_openai,piqa --limit 100
+      xlstm eval runs/demo --tasks my_task --include-path my_tasks --json
+    """
+    folder = model_folder(path)
+    simple_evaluate, TaskManager, OpenXLSTMLM = _lm_eval()
+    manager = TaskManager(include_path=None if include_path is None else str(include_path),
+                          include_defaults=include_path is None)  # fmt: skip
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    _check_known(names, manager.all_tasks, include_path)
+    lm = OpenXLSTMLM(
+        str(folder), batch_size=batch_size, device=device, dtype=dtype, rolling=rolling, window=window, bos=bos
+    )
+    found = simple_evaluate(
+        lm,
+        tasks=names,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        task_manager=manager,
+        log_samples=False,
+        bootstrap_iters=0,
+    )
+    answer = {
+        "model": str(folder), "rolling": rolling, "bos": lm.bos, "limit": limit,
+        **{key: found[key] for key in ("results", "versions", "n-shot", "n-samples")},
+    }  # fmt: skip
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({**answer, "configs": found["configs"]}, indent=2, default=str) + "\n")
+    if as_json:
+        show_json(json.loads(json.dumps(answer, default=str)))
+        return
+    rows = [
+        (task, metric.removesuffix(",none"), f"{value:.4f}", answer["n-samples"].get(task, {}).get("effective", ""))
+        for task, metrics in answer["results"].items()
+        for metric, value in metrics.items()
+        if isinstance(value, float) and "_stderr" not in metric
+    ]
+    show_table(f"{folder}", ("task", "metric", "value", "examples"), rows, numbers=(2, 3))
+
+
+def _lm_eval() -> tuple[Any, Any, Any]:
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        from openxlstm.tasks.lm_eval import OpenXLSTMLM
+    except ModuleNotFoundError as error:
+        raise ValueError(f"xlstm eval needs lm-eval ({error}); pip install 'openxlstm[eval]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return lm_eval.simple_evaluate, TaskManager, OpenXLSTMLM
+
+
+def _check_known(names: list[str], known: list[str], include_path: Path | None) -> None:
+    where = "lm-eval" if include_path is None else str(include_path)
+    if not names:
+        raise ValueError("--tasks names no task")
+    for name in names:
+        if name not in known and not any(mark in name for mark in "*?"):
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"{where} has no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

@@ -1,0 +1,42 @@
+"""openxlstm as a citizen of Hugging Face transformers: the only folder that imports it.
+
+    import openxlstm.hf                                   # registers model_type "openxlstm" with the Auto classes
+    model = AutoModelForCausalLM.from_pretrained("a/folder/of/ours")
+
+config.py      xLSTMConfig: the native configs in the shape that transformers expects
+cache.py       xLSTMCache: what `generate` carries from token to token, one frozen state per block
+inputs.py      attention_mask, cu_seq_lens_q, seq_idx, position_ids to the mask and reset of our operations
+modeling.py    xLSTMModel, xLSTMForCausalLM: our blocks behind the arguments of transformers
+generation.py  what `generate` asks of a model with a state instead of keys and values
+heads.py       xLSTMForSequenceClassification, xLSTMForTokenClassification
+
+Importing registers our own model type and nothing else: the in-tree model of transformers stays as it is.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from openxlstm.hf.cache import StateLayer as StateLayer
+from openxlstm.hf.cache import xLSTMCache as xLSTMCache
+from openxlstm.hf.config import xLSTMConfig as xLSTMConfig
+from openxlstm.hf.heads import xLSTMForSequenceClassification as xLSTMForSequenceClassification
+from openxlstm.hf.heads import xLSTMForTokenClassification as xLSTMForTokenClassification
+from openxlstm.hf.modeling import xLSTMForCausalLM as xLSTMForCausalLM
+from openxlstm.hf.modeling import xLSTMModel as xLSTMModel
+from openxlstm.hf.modeling import xLSTMPreTrainedModel as xLSTMPreTrainedModel
+
+HEADS = {  # every head of ours: one that is not registered would resolve, by its class name, to the in-tree class
+    AutoModel: xLSTMModel,
+    AutoModelForCausalLM: xLSTMForCausalLM,
+    AutoModelForSequenceClassification: xLSTMForSequenceClassification,
+    AutoModelForTokenClassification: xLSTMForTokenClassification,
+}
+
+AutoConfig.register(xLSTMConfig.model_type, xLSTMConfig, exist_ok=True)
+for _auto, _model in HEADS.items():
+    _auto.register(xLSTMConfig, _model, exist_ok=True)
