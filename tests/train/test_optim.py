@@ -73,6 +73,15 @@ def large_directions(matrix: Tensor) -> int:
     return int((singular > singular.max() / 2).sum())
 
 
+def test_adamw_serves_all_and_the_rate_reaches_all() -> None:
+    model = small()
+    optimiser = optim.build(model, OptimRecipe(lr=1e-3))
+    held = [id(weight) for group in optimiser.param_groups for weight in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+    optim.set_rate(optimiser, 0.25)
+    assert {group["lr"] for group in optimiser.param_groups} == {0.25}
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_prefix_and_checkpoint_are_the_whole(tmp_path: Path, name: str) -> None:
     recipe = OptimRecipe(lr=1e-2, name=name, ema=0.9)
