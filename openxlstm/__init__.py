@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openxlstm import cells as cells
     from openxlstm import kernels as kernels
+    from openxlstm import rnn as rnn
     from openxlstm.cells import mLSTMState as mLSTMState
     from openxlstm.cells import sLSTMState as sLSTMState
     from openxlstm.checkpoint.store import load as load
@@ -35,6 +36,7 @@ _HOME = {  # public name: module that has it; "" for a module itself
     "kernels": "",
     "load": "openxlstm.checkpoint.store",
     "mLSTMState": "openxlstm.cells",
+    "rnn": "",
     "sLSTMState": "openxlstm.cells",
     "save": "openxlstm.checkpoint.store",
     "stream": "openxlstm.infer.generate",

@@ -153,7 +153,7 @@ def test_a_folder_of_code_is_a_package_with_a_place(folder: Path) -> None:
         ("models/xlstm.py", "import triton", "only kernels/triton may"),
         ("train/report.py", "from openxlstm.train import plots", "train/plots.py needs what can be missing"),
         ("cells/mlstm.py", "import numpy as np", "the definition knows torch only"),
-        ("train/loop.py", "import wandb", "not a core dependency"),
+        ("train/loop.py", "import requests", "not a core dependency"),
     ],
 )
 def test_an_offence_is_found_and_said(file: str, source: str, sentence: str) -> None:

@@ -27,6 +27,7 @@ NAMES = {
     "kernels",
     "load",
     "mLSTMState",
+    "rnn",
     "sLSTMState",
     "save",
     "stream",

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from openxlstm.checkpoint import folders, layouts, store, stream
-from openxlstm.checkpoint.forms import Rule, rule
+from openxlstm.checkpoint.forms import Rule
 from openxlstm.checkpoint.layouts import Given
-from openxlstm.checkpoint.plan import LAYOUTS, Plan, Reader, check, our_tensors
+from openxlstm.checkpoint.plan import LAYOUTS, Plan, Reader, check, identity, our_tensors
 from openxlstm.checkpoint.rules_nx import Backend
 from openxlstm.checkpoint.sources import INDEX, WEIGHTS, Entry, Source, open_weights, read_json
 from openxlstm.checkpoint.targets import Target, target_of
@@ -134,11 +134,6 @@ def plan_of(path: Path, config: Given | None = None) -> tuple[Plan, Source]:
     return layouts.open_foreign(path, config)
 
 
-def identity(config: xLSTMConfig | xLSTMLargeConfig) -> tuple[Rule, ...]:
-    """Our own layout as a table."""
-    return tuple(rule(name, name) for name in our_tensors(config))
-
-
 def _check_arguments(to: str, shard_size: int) -> None:
     if to not in get_args(To):
         raise ValueError(f"to={to!r} must be one of {', '.join(get_args(To))}")
@@ -195,6 +190,7 @@ def _write(
         if name != "config.json":
             shutil.copyfile(file, hidden / name)
     rounded = _verify(plan, reader, hidden, target, advance)
+    advance(total - done)  # a tied tensor is written twice and compared once
     ours = our_tensors(plan.config)
     return Report(
         source=str(source.path), layout=plan.layout, target=str(final), to=to, architecture=plan.config.label,

@@ -1,5 +1,6 @@
 """Whose checkpoint is this? Decided by facts: the config's own words and the names of the tensors.
 
+  architecture, no model_type                           ours (`store` reads whole folders of ours itself)
   model_type "openxlstm" or "xlstm" in config.json      Hugging Face, ours or in-tree
   token_embedding.weight                                NX-AI xlstm, behind any prefix
   embedding.weight and backbone.blocks.                 NX-AI xlstm_large
@@ -18,8 +19,8 @@ from typing import Any
 
 from openxlstm.checkpoint import config_large, config_nx, facts, hf_layout, rules_hf, rules_large, rules_nx
 from openxlstm.checkpoint.hf_layout import Config
-from openxlstm.checkpoint.plan import Plan
-from openxlstm.checkpoint.sources import Source, open_weights, read_json
+from openxlstm.checkpoint.plan import Plan, identity
+from openxlstm.checkpoint.sources import Source, open_weights, parse_json, read_json
 from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
 
@@ -53,6 +54,8 @@ def read_config(given: Given | None, source: Source) -> dict[str, Any] | None:
         for name in ("config.json", "config.yaml"):
             if (source.path / name).is_file():
                 return _unwrapped(_read_file(source.path / name))
+    if "config" in source.metadata:  # our own weights carry a copy
+        return parse_json(source.metadata["config"], f"{source.path}: the copy of the config in its header")
     return None
 
 
@@ -64,6 +67,10 @@ def recognise(source: Source, config: Mapping[str, Any] | None) -> tuple[Plan, S
     """
     names = source.entries.keys()
     kind = None if config is None else config.get("model_type")
+    if config is not None and kind is None and config.get("architecture") in hf_layout.ARCHITECTURES:
+        facts_of = hf_layout.ARCHITECTURES[config["architecture"]].from_dict
+        native = facts_of({key: value for key, value in config.items() if key != "architecture"})
+        return Plan("ours", native, identity(native)), source
     if kind == hf_layout.OURS:
         return _hf_ours(hf_layout.from_hf_config(config or {}), source), source
     if any(NX_ANCHOR.search(name) for name in names):

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from openxlstm.checkpoint.forms import Rule
+from openxlstm.checkpoint.forms import Rule, rule
 from openxlstm.checkpoint.sources import Source
 from openxlstm.models.checks import did_you_mean
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig, xLSTMStack, xLSTMStackConfig
@@ -54,6 +54,11 @@ def our_tensors(config: AnyConfig) -> Mapping[str, Tensor]:
     return MappingProxyType(dict(build(config).state_dict()))
 
 
+def identity(config: AnyConfig) -> tuple[Rule, ...]:
+    """Our own layout as a table."""
+    return tuple(rule(name, name) for name in our_tensors(config))
+
+
 def check(plan: Plan, source: Source) -> None:
     """The file holds exactly what the plan reads.
 
@@ -61,7 +66,7 @@ def check(plan: Plan, source: Source) -> None:
         ValueError: an unknown, missing or wrong-shaped tensor, by name.
     """
     ours = our_tensors(plan.config)
-    made = [name for rule in plan.rules for name in rule.ours]
+    made = [name for row in plan.rules for name in row.ours]
     assert sorted(made) == sorted(ours), f"the table of {plan.layout} does not cover the model: {set(made) ^ set(ours)}"
     expected = dict(their_shapes(plan.rules, ours))
     for name in sorted(source.entries.keys() - expected.keys()):
@@ -82,8 +87,8 @@ def check(plan: Plan, source: Source) -> None:
 
 def their_shapes(rules: tuple[Rule, ...], ours: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor on the other side; `ours` may be meta tensors."""
-    for rule in rules:
-        for name, tensor in zip(rule.theirs, rule.form.write(tuple(ours[name] for name in rule.ours)), strict=True):
+    for row in rules:
+        for name, tensor in zip(row.theirs, row.form.write(tuple(ours[name] for name in row.ours)), strict=True):
             yield name, tuple(tensor.shape)
 
 
@@ -92,7 +97,7 @@ class Reader:
 
     def __init__(self, source: Source, rules: tuple[Rule, ...]):
         self._source = source
-        self._rule_of = {name: rule for rule in rules for name in rule.ours}
+        self._rule_of = {name: row for row in rules for name in row.ours}
         self._last: tuple[Rule, dict[str, Tensor]] | None = None
 
     def dtype(self, name: str) -> torch.dtype:
@@ -105,22 +110,22 @@ class Reader:
         Raises:
             ValueError: the file does not hold what it should, by name.
         """
-        rule = self._rule_of[name]
-        if self._last is None or self._last[0] is not rule:
+        row = self._rule_of[name]
+        if self._last is None or self._last[0] is not row:
             self._last = None  # first let go of the old one
-            self._last = rule, read_rule(rule, self._source)
+            self._last = row, read_rule(row, self._source)
         return self._last[1][name]
 
 
-def read_rule(rule: Rule, source: Source) -> dict[str, Tensor]:
+def read_rule(row: Rule, source: Source) -> dict[str, Tensor]:
     """Every tensor of ours that the rule makes.
 
     Raises:
         ValueError: what the form refuses, with the names.
     """
-    tensors = tuple(source.entries[name].read() for name in rule.theirs)
+    tensors = tuple(source.entries[name].read() for name in row.theirs)
     try:
-        made = rule.form.read(tensors)
+        made = row.form.read(tensors)
     except ValueError as error:
-        raise ValueError(f"{source.path}: {' and '.join(rule.theirs)} {error}") from error
-    return dict(zip(rule.ours, made, strict=True))
+        raise ValueError(f"{source.path}: {' and '.join(row.theirs)} {error}") from error
+    return dict(zip(row.ours, made, strict=True))

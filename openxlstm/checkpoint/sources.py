@@ -35,14 +35,6 @@ class Entry:
     file: Path
     read: Callable[[], Tensor]
 
-    @property
-    def nbytes(self) -> int:
-        """The size of its numbers."""
-        count = self.dtype.itemsize
-        for size in self.shape:
-            count *= size
-        return count
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -111,11 +103,24 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is not one.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # malformed JSON, or not text at all
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """The JSON object in a text.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold an object; it holds {type(data).__name__}")
+        raise ValueError(f"{where} must hold an object; it holds {type(data).__name__}")
     return data
 
 

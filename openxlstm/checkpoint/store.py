@@ -28,7 +28,7 @@ from torch import Tensor
 from openxlstm.checkpoint import layouts
 from openxlstm.checkpoint.folders import sync
 from openxlstm.checkpoint.plan import Reader, build, check
-from openxlstm.checkpoint.sources import TORCH_SUFFIXES, WEIGHTS, open_weights, read_json, weight_files
+from openxlstm.checkpoint.sources import TORCH_SUFFIXES, WEIGHTS, open_weights, parse_json, read_json, weight_files
 from openxlstm.models.checks import did_you_mean
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
@@ -222,15 +222,7 @@ def _check_folder(folder: Path) -> None:
 def _config_inside(weights: Path) -> dict[str, Any] | None:
     """The copy of config.json in the header of the weights, if one was put there."""
     text = open_weights(weights).metadata.get("config")
-    if text is None:
-        return None
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{weights}: the copy of {CONFIG} in its header is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{weights}: the copy of {CONFIG} in its header holds {type(config).__name__}, not an object")
-    return config
+    return None if text is None else parse_json(text, f"{weights}: the copy of {CONFIG} in its header")
 
 
 def _located(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from openxlstm.checkpoint import config_large, config_nx, hf_layout, rules_hf, rules_large, rules_nx
-from openxlstm.checkpoint.forms import Rule, rule
+from openxlstm.checkpoint.forms import Rule
 from openxlstm.checkpoint.hf_layout import Config
-from openxlstm.checkpoint.plan import our_tensors
+from openxlstm.checkpoint.plan import identity
 from openxlstm.checkpoint.rules_nx import Backend, Variant
 from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
@@ -56,9 +56,8 @@ def target_of(
 def _ours(config: Config) -> Target:
     name = "xlstm" if isinstance(config, xLSTMConfig) else "xlstm_large"
     said = {"architecture": name, **config.to_dict()}
-    rules = tuple(rule(name, name) for name in our_tensors(config))
     metadata = {"format": "pt", "config": json.dumps(said)}
-    return Target(rules, "config.json", json.dumps(said, indent=2) + "\n", None, config, metadata)
+    return Target(identity(config), "config.json", json.dumps(said, indent=2) + "\n", None, config, metadata)
 
 
 def _hf(config: Config, dtypes: Mapping[str, torch.dtype], ids: Mapping[str, Any]) -> Target:
@@ -68,6 +67,11 @@ def _hf(config: Config, dtypes: Mapping[str, torch.dtype], ids: Mapping[str, Any
         said["dtype"] = str(dtypes["backbone.embeddings.weight"]).removeprefix("torch.")
         if config.tie_embeddings:
             notes = ("transformers' own xLSTM cannot tie head and embedding: it reads two equal tensors",)
+        if config.QK % 64 or config.HV % 64:
+            notes += (
+                f"transformers' own xLSTM rounds the widths of queries and values ({config.QK} and {config.HV}) up "
+                f"to 64 in its cache and then fails; openxlstm.hf does not",
+            )
     else:
         said, rules = hf_layout.to_hf_config(config, **ids), rules_hf.rules(config)
         said["architectures"] = ["xLSTMForCausalLM"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import click
 
@@ -54,23 +53,15 @@ def eval(
       xlstm eval runs/demo --tasks my_task --include-path my_tasks --json
     """
     folder = model_folder(path)
-    simple_evaluate, TaskManager, OpenXLSTMLM = _lm_eval()
-    manager = TaskManager(include_path=None if include_path is None else str(include_path),
-                          include_defaults=include_path is None)  # fmt: skip
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    _check_known(names, manager.all_tasks, include_path)
-    lm = OpenXLSTMLM(
+    if not names:
+        raise ValueError("--tasks names no task")
+    adapter = _adapter()
+    manager = adapter.task_manager(names, include_path)
+    lm = adapter.OpenXLSTMLM(
         str(folder), batch_size=batch_size, device=device, dtype=dtype, rolling=rolling, window=window, bos=bos
     )
-    found = simple_evaluate(
-        lm,
-        tasks=names,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        task_manager=manager,
-        log_samples=False,
-        bootstrap_iters=0,
-    )
+    found = adapter.run(lm, names, manager, limit=limit, num_fewshot=num_fewshot)
     answer = {
         "model": str(folder), "rolling": rolling, "bos": lm.bos, "limit": limit,
         **{key: found[key] for key in ("results", "versions", "n-shot", "n-samples")},
@@ -90,23 +81,10 @@ def eval(
     show_table(f"{folder}", ("task", "metric", "value", "examples"), rows, numbers=(2, 3))
 
 
-def _lm_eval() -> tuple[Any, Any, Any]:
+def _adapter() -> ModuleType:
     try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-
-        from openxlstm.tasks.lm_eval import OpenXLSTMLM
+        from openxlstm.tasks import lm_eval
     except ModuleNotFoundError as error:
         raise ValueError(f"xlstm eval needs lm-eval ({error}); pip install 'openxlstm[eval]'") from None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return lm_eval.simple_evaluate, TaskManager, OpenXLSTMLM
-
-
-def _check_known(names: list[str], known: list[str], include_path: Path | None) -> None:
-    where = "lm-eval" if include_path is None else str(include_path)
-    if not names:
-        raise ValueError("--tasks names no task")
-    for name in names:
-        if name not in known and not any(mark in name for mark in "*?"):
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"{where} has no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its progress would stand between our lines
+    return lm_eval

@@ -40,7 +40,7 @@ def sweep(recipe: str, overrides: tuple[str, ...], grid: tuple[str, ...], seeds:
         show_json({"folder": str(out), "runs": rows})
     else:
         _show(rows)
-    if any(row["ending"] == "interrupted" for row in rows):
+    if any(row["ending"] in library.UNFINISHED for row in rows):
         click.echo("stopped and saved; the same command goes on from there", err=True)
         raise click.exceptions.Exit(130)
 

@@ -9,17 +9,11 @@ inputs.py      attention_mask, cu_seq_lens_q, seq_idx, position_ids to the mask 
 modeling.py    xLSTMModel, xLSTMForCausalLM: our blocks behind the arguments of transformers
 generation.py  what `generate` asks of a model with a state instead of keys and values
 heads.py       xLSTMForSequenceClassification, xLSTMForTokenClassification
+in_tree.py     the config of transformers' own xLSTM, read and written back
+takeover.py    accelerate(model), register(override=True), patch_transformers(): its models computed by ours
 
 Importing registers our own model type and nothing else: the in-tree model of transformers stays as it is.
 """
-
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
 
 from openxlstm.hf.cache import StateLayer as StateLayer
 from openxlstm.hf.cache import xLSTMCache as xLSTMCache
@@ -29,14 +23,11 @@ from openxlstm.hf.heads import xLSTMForTokenClassification as xLSTMForTokenClass
 from openxlstm.hf.modeling import xLSTMForCausalLM as xLSTMForCausalLM
 from openxlstm.hf.modeling import xLSTMModel as xLSTMModel
 from openxlstm.hf.modeling import xLSTMPreTrainedModel as xLSTMPreTrainedModel
+from openxlstm.hf.takeover import accelerate as accelerate
+from openxlstm.hf.takeover import patch_transformers as patch_transformers
+from openxlstm.hf.takeover import register as register
+from openxlstm.hf.takeover import restore as restore
+from openxlstm.hf.takeover import unpatch_transformers as unpatch_transformers
+from openxlstm.hf.takeover import unregister as unregister
 
-HEADS = {  # every head of ours: one that is not registered would resolve, by its class name, to the in-tree class
-    AutoModel: xLSTMModel,
-    AutoModelForCausalLM: xLSTMForCausalLM,
-    AutoModelForSequenceClassification: xLSTMForSequenceClassification,
-    AutoModelForTokenClassification: xLSTMForTokenClassification,
-}
-
-AutoConfig.register(xLSTMConfig.model_type, xLSTMConfig, exist_ok=True)
-for _auto, _model in HEADS.items():
-    _auto.register(xLSTMConfig, _model, exist_ok=True)
+register()

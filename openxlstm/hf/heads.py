@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
 from transformers.utils import can_return_tuple
 
 from openxlstm.hf import inputs
-from openxlstm.hf.cache import xLSTMCache
 from openxlstm.hf.config import xLSTMConfig
 from openxlstm.hf.modeling import xLSTMModel, xLSTMPreTrainedModel
 
@@ -34,7 +34,7 @@ class xLSTMForSequenceClassification(xLSTMPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: xLSTMCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -93,7 +93,7 @@ class xLSTMForTokenClassification(xLSTMPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: xLSTMCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,

@@ -1,6 +1,6 @@
 """attention_mask, cu_seq_lens_q, seq_idx, position_ids: how transformers says what our operations call mask and reset.
 
-B batch, T time (columns of this call), P columns that the state has read, G documents of a packed row.
+B batch, T time (columns of this call), P columns that the state has read.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def read_documents(
 
 
 def _starts_of_offsets(
-    cu_seq_lens: Int[Tensor, "G+1"], attention_mask: Tensor | None, batch: int, time: int
+    cu_seq_lens: Int[Tensor, "_"], attention_mask: Tensor | None, batch: int, time: int
 ) -> Bool[Tensor, "B T"]:
     """[0, 3, 7, 9]: documents of 3, 4 and 2 tokens. An empty document has no start."""
     if batch != 1:

@@ -10,6 +10,7 @@ B batch, T time, D model width, W vocabulary.
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
@@ -159,10 +161,10 @@ class xLSTMModel(xLSTMPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: xLSTMCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        cache_params: xLSTMCache | None = None,
+        cache_params: Cache | None = None,
         cu_seq_lens_q: Tensor | None = None,
         seq_idx: Tensor | None = None,
         **kwargs: Any,
@@ -179,7 +181,7 @@ class xLSTMModel(xLSTMPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        warn_of_unknown(kwargs, type(self))
+        warn_of_unknown(kwargs)
         cache = inputs.read_cache(past_key_values, cache_params)
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and not self.training
@@ -240,12 +242,12 @@ class xLSTMForCausalLM(xLSTMPreTrainedModel, StatefulGeneration, GenerationMixin
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: xLSTMCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        cache_params: xLSTMCache | None = None,
+        cache_params: Cache | None = None,
         cu_seq_lens_q: Tensor | None = None,
         seq_idx: Tensor | None = None,
         **kwargs: Any,
@@ -260,7 +262,7 @@ class xLSTMForCausalLM(xLSTMPreTrainedModel, StatefulGeneration, GenerationMixin
 
         The others are those of `xLSTMModel.forward`; further keywords go to the loss (`num_items_in_batch`).
         """
-        warn_of_unknown(kwargs, type(self))
+        warn_of_unknown(kwargs)
         outputs = self.backbone(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
             inputs_embeds=inputs_embeds, use_cache=use_cache, cache_params=cache_params, cu_seq_lens_q=cu_seq_lens_q,
@@ -329,13 +331,13 @@ class xLSTMForCausalLM(xLSTMPreTrainedModel, StatefulGeneration, GenerationMixin
         return model.train(self.training)
 
 
-def warn_of_unknown(kwargs: dict[str, Any], cls: type[nn.Module]) -> None:
+def warn_of_unknown(kwargs: dict[str, Any]) -> None:
     """One warning per keyword that nothing reads, with the nearest that something does."""
     if torch.compiler.is_compiling():
         return
-    known = PASSED_ON | set(xLSTMForCausalLM.forward.__wrapped__.__code__.co_varnames[1:13])
     for name in kwargs.keys() - PASSED_ON:
+        known = PASSED_ON | inspect.signature(xLSTMForCausalLM.forward).parameters.keys()
         near = difflib.get_close_matches(name, sorted(known), n=1)
-        logger.warning_once(f"{cls.__name__} does not read {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        logger.warning_once(f"an xLSTM does not read {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if kwargs.get("output_attentions"):
-        logger.warning_once(f"{cls.__name__} has no attentions to return: a recurrent model keeps none")
+        logger.warning_once("an xLSTM has no attentions to return: a recurrent model keeps none")

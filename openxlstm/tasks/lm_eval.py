@@ -9,15 +9,18 @@ Nothing is truncated: the models have no context length.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import model_registry
 from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
 from torch import Tensor
 
 from openxlstm.checkpoint.store import load
@@ -160,3 +163,37 @@ def register() -> None:
     """Make `--model openxlstm` known to lm-eval, where it has not read the entry point by itself."""
     if NAME not in model_registry:
         model_registry.register(NAME, target=OpenXLSTMLM)
+
+
+def task_manager(names: list[str], include_path: Path | None) -> TaskManager:
+    """What lm-eval knows of its own tasks, or of those in `include_path` alone.
+
+    Raises:
+        ValueError: a name that is not among them, with the nearest one that is. Patterns (`arc_*`) may match nothing.
+    """
+    local = include_path is not None
+    manager = TaskManager(include_path=str(include_path) if local else None, include_defaults=not local)
+    for name in names:
+        if name not in manager.all_tasks and not set(name) & set("*?"):
+            near = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            raise ValueError(
+                f"{include_path or 'lm-eval'} has no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return manager
+
+
+def run(
+    lm: OpenXLSTMLM, names: list[str], manager: TaskManager, *, limit: int | None = None, num_fewshot: int | None = None
+) -> dict[str, Any]:
+    """lm-eval's results of these tasks, without samples and without bootstrapped errors."""
+    found = lm_eval.simple_evaluate(
+        lm,
+        tasks=names,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        task_manager=manager,
+        log_samples=False,
+        bootstrap_iters=0,
+    )
+    assert found is not None, "one process computes everything, so it has the results"
+    return dict(found)

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from openxlstm.models.accounting import Config
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
-from openxlstm.models.xlstm_large import xLSTMLarge
+from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
+
+Config = xLSTMConfig | xLSTMLargeConfig
 
 
 @dataclass(frozen=True, slots=True)

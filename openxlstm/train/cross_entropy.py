@@ -102,15 +102,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if ctx.settings.recompute:
-            _, _, gradients = _pass(*ctx.saved_tensors, ctx.settings, ctx.needs_input_grad[:2])
+            hidden, weight, targets, valid = ctx.saved_tensors
+            formed = _pass(hidden, weight, targets, valid, ctx.settings, ctx.needs_input_grad[:2])[2]
         else:
-            gradients, ctx.gradients = ctx.gradients, None  # let go of, so that they become .grad without a copy
-            if gradients is None:
+            formed, ctx.gradients = ctx.gradients, None  # let go of, so that they become .grad without a copy
+            if formed is None:
                 raise RuntimeError(
                     "the gradients of this cross-entropy were formed once and are used up; for several backward passes"
                     " through one graph set loss.recompute = true"
                 )
-        return (*(None if part is None else part.mul_(factor) for part in gradients), None, None, None)
+        dh, dW = (None if part is None else part.mul_(factor) for part in formed)
+        return dh, dW, None, None, None
 
 
 def _pass(

@@ -33,7 +33,7 @@ from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.train import config, optim
 from openxlstm.train.activations import kept
 from openxlstm.train.gpus import Gpu
-from openxlstm.train.recipe import Recipe, architecture, nearest_divisor
+from openxlstm.train.recipe import ARCHITECTURES, Recipe, architecture, nearest_divisor
 
 DOCUMENT = "⟦document⟧"  # stands where a reset is
 SHOWN = 400  # characters of the first window
@@ -72,8 +72,12 @@ def estimate(
         tokenizer: to show the first window of data that are here.
 
     Raises:
-        ValueError: the batch cannot be dealt to so many GPUs; mfu is out of range; data that are here are damaged.
+        ValueError: the architecture is not ours; the batch cannot be dealt to so many GPUs; mfu is out of range; data
+            that are here are damaged.
     """
+    if recipe.model["architecture"] not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"model.architecture = {recipe.model['architecture']!r} cannot be estimated; only {known} can")
     if not 0 < mfu <= 1:
         raise ValueError(f"mfu={mfu} must be above 0 and at most 1; 0.4 is usual, the papers reached 0.22 to 0.38")
     if gpus < 1:

@@ -75,7 +75,9 @@ def read_model(path: Path, recipe: dict[str, Any], *, ema: bool = False) -> Any:
     if ema and not tensors:
         raise ValueError(f"{path} keeps no running average: the run had no optim.ema; without --ema its weights serve")
     said = dict(recipe["model"])
-    config, build = ARCHITECTURES[said.pop("architecture")]
+    if (name := said.pop("architecture")) not in ARCHITECTURES:
+        raise ValueError(f"{path} is of a model that xLSTMs are compared with, {name!r}; only xLSTMs are exported")
+    config, build = ARCHITECTURES[name]
     with torch.device("meta"):  # the numbers come from the file, so none are drawn
         model = build(config.from_dict(said))
     expected = {name: weight.shape for name, weight in model.state_dict().items()}

@@ -1,7 +1,8 @@
-"""The loss of a batch: cross-entropy in nats, summed over the valid targets and divided by their number.
+"""The rows of a step on the model's device, the sums that make its loss, and seeds.
 
-The number is that of the whole batch, known before the first backward pass. So accumulation, masked rows and portions
-with nothing to learn from change the result by rounding only; a mean of the portions' means would not be the mean.
+The loss of a batch is the cross-entropy in nats, summed over the valid targets and divided by their number. The number
+is that of the whole batch, known before the first backward pass. So accumulation, masked rows and portions with nothing
+to learn from change the result by rounding only; a mean of the portions' means would not be the mean.
 """
 
 import hashlib
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from openxlstm.data.windows import Batch
@@ -73,45 +73,6 @@ class Score:
     def bits_per_byte(self) -> float:
         """Bits per byte of text: end tokens are excluded on both sides."""
         return self.byte_nats / (math.log(2) * max(1, self.bytes))
-
-
-def token_nats(model: torch.nn.Module, rows: Rows, autocast: torch.dtype | None = None) -> Float[Tensor, "B T"]:
-    """Cross-entropy of every target in nats, 0 where it does not count. `autocast` is the dtype of the products."""
-    with torch.autocast(rows.tokens.device.type, dtype=autocast, enabled=autocast is not None):
-        logits_BTW, _ = model(rows.tokens, reset=rows.reset)
-    ignored = torch.where(rows.valid, rows.targets, -100)  # cross_entropy: no loss, and a gradient of exactly zero
-    return F.cross_entropy(logits_BTW.transpose(1, 2), ignored, ignore_index=-100, reduction="none")
-
-
-def score(nats: Float[Tensor, "B T"], rows: Rows, bytes_of: Int[Tensor, " W"]) -> Score:
-    """The sums of one portion, in float64: a mean over a million fp32 terms should not depend on how it was cut."""
-    nats = nats.detach().double()
-    bytes_BT = bytes_of[rows.targets] * rows.valid
-    sums = torch.stack((nats.sum(), rows.valid.sum(), nats[bytes_BT > 0].sum(), bytes_BT.sum())).tolist()
-    return Score(sums[0], int(sums[1]), sums[2], int(sums[3]))
-
-
-def backward(
-    model: torch.nn.Module,
-    rows: Rows,
-    bytes_of: Int[Tensor, " W"],
-    *,
-    micro_batch: int,
-    seed: int = 0,
-    autocast: torch.dtype | None = None,
-) -> Score:
-    """Add the gradient of the batch's loss to the parameters, `micro_batch` rows at a time.
-
-    `seed` belongs to the step; every portion derives its own dropout from it, so there is no generator to save.
-    """
-    total, result = rows.valid.sum(), Score()
-    assert total > 0, "a batch without a single target has no loss"
-    for index, part in enumerate(rows.split(micro_batch)):
-        torch.manual_seed(derived(seed, index))
-        nats = token_nats(model, part, autocast)
-        (nats.sum() / total).backward()
-        result += score(nats, part, bytes_of)
-    return result
 
 
 def derived(*numbers: int) -> int:

@@ -1,4 +1,4 @@
-"""AdamW, or Muon for the matrices inside the model; the rate, and the clip.
+"""AdamW, or Muon for the matrices inside the model; and the rate.
 
 Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest
 orthogonal matrix, found by five Newton-Schulz iterations in bf16. It serves weights of dense linear layers. Everything
@@ -58,12 +58,6 @@ def set_rate(optimiser: Optimiser, lr: float) -> None:
     """Use the rate `lr` from the next step on."""
     for group in optimiser.param_groups:
         group["lr"] = lr
-
-
-def clip(optimiser: Optimiser, limit: float) -> float:
-    """Scale all gradients so that their global norm is at most `limit`. Returns the norm before."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
 
 
 def _adamw(model: Any, recipe: OptimRecipe) -> torch.optim.AdamW:

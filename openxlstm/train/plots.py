@@ -54,7 +54,7 @@ def draw(
         pictures["gradient_norm"] = _norm(steps, events)
     if any("lengths" in line for line in measured):
         pictures["context"] = _context([line for line in measured if "lengths" in line], context)
-    if looks := [line for line in lines if "gates" in line]:
+    if looks := [line for line in lines if line.get("gates")]:
         pictures["gates"] = _gates(looks)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png")

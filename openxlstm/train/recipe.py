@@ -15,7 +15,7 @@ from typing import Any, Literal
 from openxlstm.data.order import Ramp
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
-from openxlstm.train.schedules import Kind, Schedule
+from openxlstm.train.schedules import Kind, Schedule, Shape
 
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {  # name: (config, model)
     "xlstm": (xLSTMConfig, xLSTM),
@@ -151,6 +151,7 @@ class ScheduleRecipe:
     kind: Kind = "cosine"
     warmup: int | str = 0
     cooldown: int | str = 0
+    shape: Shape = "linear"  # of the cool-down
     floor: float = 0.1
     span: int | None = None
 
@@ -289,8 +290,9 @@ class Recipe:
         assert isinstance(said.warmup, int), "resolve(recipe) first"
         assert isinstance(said.cooldown, int), "resolve(recipe) first"
         return Schedule(
-            kind=said.kind, end=steps, warmup=said.warmup, cooldown=said.cooldown, floor=said.floor, span=said.span
-        )
+            kind=said.kind, end=steps, warmup=said.warmup, cooldown=said.cooldown, shape=said.shape,
+            floor=said.floor, span=said.span,
+        )  # fmt: skip
 
 
 def architecture(name: str) -> tuple[Any, Any]:

@@ -7,7 +7,10 @@ s step (from 0), w warm-up, c cool-down, E end: the number of steps of the run. 
     linear         φ + (1 - φ)(1 - min(x, 1))
     exponential    φ^x                                            goes on falling behind the span
     constant       1
-    cool-down      linear from the value at E - c, so that step E would have 0
+    cool-down      linear: 1 - x    root: 1 - sqrt(x)             x = (s - E + c) / c, times the value at E - c
+
+So step E would have 0. A constant course with a cool-down is what others call WSD, warm-up, stable, decay; "root" is
+the shape that Hägele et al. 2024, arXiv:2405.18392, found better than the straight line.
 
 `span` is the step at which the decay reaches its floor φ; without one that is E - c. Two published runs need it:
 arXiv:2405.04517 trains 28,170 steps of a cosine over 30,000, and arXiv:2503.13427 goes on for 50,000 steps after its
@@ -19,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["cosine", "exponential", "linear", "constant"]
+Shape = Literal["linear", "root"]  # of the cool-down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,7 @@ class Schedule:
     end: int
     warmup: int = 0
     cooldown: int = 0
+    shape: Shape = "linear"
     floor: float = 0.1
     span: int | None = None
 
@@ -44,6 +49,8 @@ class Schedule:
         begin = self.end - self.cooldown
         if step < begin or not self.cooldown:
             return self._course(step)
+        if self.shape == "root":
+            return self._course(begin) * (1 - math.sqrt((step - begin) / self.cooldown))
         return self._course(begin) * (self.end - step) / self.cooldown
 
     def cool_down_from(self, step: int) -> "Schedule":

@@ -20,6 +20,7 @@ from openxlstm.train.report import SUMMARY
 from openxlstm.train.run import read_recipe
 
 RESULTS = "results.jsonl"
+UNFINISHED = ("interrupted", "paused")  # endings of a run that the same command goes on with
 MOST_NAME = 200  # bytes of a folder's name; file systems allow 255
 Combination = Mapping[str, str]  # dotted key: value, as typed
 
@@ -79,7 +80,7 @@ def sweep(
         ending = train(resolved, tokenizer, folder, cache or default_cache(), display, _no_sample)
         rows.append(_row(values, seed, folder, ending))
         write_atomically(out / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
-        if ending == "interrupted":
+        if ending in UNFINISHED:
             break
     return rows
 
@@ -98,7 +99,7 @@ def folder_name(values: Combination, seed: int) -> str:
 
 def _row(values: Combination, seed: int, folder: Path, ending: str) -> dict[str, Any]:
     row: dict[str, Any] = {"run": folder.name, "values": dict(values), "seed": seed, "ending": ending}
-    if ending == "interrupted":
+    if ending in UNFINISHED:
         return row | {"step": 0, "seconds": 0.0, "valid_bits_per_byte": None}
     summary = read_json(folder / SUMMARY, "step", "seconds", "valid_bits_per_byte", "model")
     return row | {

@@ -276,9 +276,9 @@ print(before, peak(), report.bytes, len(report.files))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("vocabulary", "blocks"), [(4096, 20), (120_000, 1)])
+@pytest.mark.parametrize(("vocabulary", "blocks"), [(4096, 20), (60_000, 1)])
 def test_memory_is_that_of_two_tensors_not_of_the_model(vocabulary, blocks, tmp_path, record_property):
-    """1 GB in shards of NX-AI's large layout to Hugging Face; the largest tensor has 17 MB, or else 492 MB."""
+    """1 GB whose largest tensor has 17 MB, or 0.5 GB and 246 MB: from NX-AI's large layout to Hugging Face."""
     config = xLSTMLargeConfig(vocab_size=vocabulary, width=1024, blocks=blocks, heads=4)
     dtypes = dict.fromkeys(module.our_tensors(config), torch.float32)
     target = module.target_of(config, "nxai-large", "vanilla", dtypes, {})
@@ -293,8 +293,8 @@ def test_memory_is_that_of_two_tensors_not_of_the_model(vocabulary, blocks, tmp_
     before, after, size, files = map(int, done.stdout.split())
     shutil.rmtree(source)
     shutil.rmtree(tmp_path / "target")
-    assert size > 1e9
-    assert files > 4
+    assert size > (1e9 if blocks > 1 else 5e8)
+    assert files > 3
     growth, largest = (after - before) * 1024, vocabulary * 1024 * 4
     record_property(
         "measured",

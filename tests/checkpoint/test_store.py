@@ -238,6 +238,10 @@ def test_folders_that_hold_no_model(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     assert "found notes.txt" in refusal(load, tmp_path)
     assert "is a file; load() takes the folder" in refusal(load, tmp_path / "notes.txt")
+    model = build("xlstm")
+    save(model, tmp_path / "model")
+    x = tokens(1, 5)
+    assert torch.equal(load(tmp_path / "model" / "model.safetensors")(x)[0], model(x)[0])  # it carries its config
     save(build("xlstm"), tmp_path / "model")
     assert f"did you mean {tmp_path / 'model'}?" in refusal(load, tmp_path)
 

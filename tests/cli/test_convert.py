@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from openxlstm.checkpoint.store import load, save
 from openxlstm.cli import main
-from openxlstm.cli.convert import read_size
+from openxlstm.cli.convert import Bar, read_size
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 
 
@@ -58,6 +58,14 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments, sentence, model, tmp_pat
     assert sentence in done.output
     assert "Traceback" not in done.output
     assert not (tmp_path / "new").exists()
+
+
+def test_a_bar_shows_what_it_is_told(capsys):
+    with Bar("out", shown=True) as tell:
+        tell(5, 10)
+    with Bar("out", shown=False) as tell:
+        tell(10, 10)
+    assert capsys.readouterr().out == ""  # progress goes to standard error
 
 
 def test_sizes():

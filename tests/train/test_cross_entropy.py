@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,3 +164,36 @@ def test_nothing_of_the_size_of_all_logits_is_made(monkeypatch: pytest.MonkeyPat
             got: Entropy = linear_cross_entropy(h, weight, y, v, chunk=120, soft_cap=3.0, recompute=recompute)
             got.total.backward()
         assert largest.numbers == 120 * W
+
+
+@pytest.mark.slow
+def test_memory_beside_the_plain_form(tmp_path: Path, record_property) -> None:
+    """The benchmark at a size that takes seconds; each side in a process of its own."""
+    numbers = {"tokens": 2048, "vocabulary": 16_000, "width": 64, "chunk": 256, "runs": 1, "threads": 1}
+    size = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
+    file = tmp_path / "loss.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "openxlstm.bench.loss", *size, "--json", str(file)],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    chunked = json.loads(file.read_text())["rows"][1]
+    assert chunked["difference"] < 2e-6
+    assert chunked["peak_of_plain"] <= 0.25
+    record_property(
+        "measured", f"chunked cross-entropy: {100 * chunked['peak_of_plain']:.0f} % of the plain one's peak"
+    )
+
+
+@pytest.mark.compile
+def test_a_compiled_caller_gets_the_same() -> None:
+    """One break in the graph, nothing else: what stands around the loss is compiled."""
+    h, weight, y, v = problem()
+
+    def loss(h: Tensor, weight: Tensor) -> Tensor:
+        return linear_cross_entropy(torch.tanh(h), weight, y, v, chunk=10).total * 2
+
+    want = torch.autograd.grad(loss(h, weight), (h, weight))
+    got = torch.autograd.grad(torch.compile(loss)(h, weight), (h, weight))
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,13 @@ def test_one_device_is_not_many_and_shards_divide() -> None:
         estimate(read("neurips-15b-350m", ['train.parallel="single"'])[0], gpus=2)
     with pytest.raises(ValueError, match=r"train.shard = 3 must divide the 8 GPUs; nearest is"):
         estimate(read("neurips-15b-350m", ["train.shard=3"])[0], gpus=8)
+
+
+def test_an_architecture_to_compare_with_is_refused() -> None:
+    recipe, _ = read("stdlib-tiny")
+    other = replace(recipe, model={"architecture": "llama"})
+    with pytest.raises(ValueError, match=r"model.architecture = 'llama' cannot be estimated; only xlstm, xlstm_large"):
+        estimate(other)
 
 
 def test_a_missing_tokenizer_needs_a_vocabulary(tmp_path: Path) -> None:

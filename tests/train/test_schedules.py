@@ -54,6 +54,27 @@ def test_the_cool_down_is_a_straight_line_to_zero() -> None:
     close(schedule.factor(99), 1 / 20)
 
 
+def test_the_cool_down_may_be_a_root() -> None:
+    """1 - sqrt(x): falls fast at first. At its ends it is the straight line."""
+    schedule = Schedule(kind="constant", end=100, warmup=10, cooldown=64, shape="root")
+    close(schedule.factor(36), 1.0)
+    close(schedule.factor(37), 1 - 1 / 8)
+    close(schedule.factor(52), 0.5)
+    close(schedule.factor(99), 1 - math.sqrt(63 / 64))
+    shorter = schedule.cool_down_from(36)
+    assert (shorter.shape, shorter.end) == ("root", 100)
+
+
+def test_the_scaling_law_runs() -> None:
+    """arXiv:2510.02228: a cosine that is at its floor where a cool-down of 1,000 steps to zero begins."""
+    schedule = Schedule(kind="cosine", end=10_000, warmup=750, cooldown=1_000, floor=0.1)
+    close(schedule.factor(0), 1 / 750)
+    close(schedule.factor(749), 1.0)
+    close(schedule.factor(9_000), 0.1)
+    close(schedule.factor(9_500), 0.05)
+    close(schedule.factor(9_999), 0.0001)
+
+
 def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(ValueError, match="warmup=80 and cooldown=30 must fit into the 100 steps"):
         Schedule(kind="constant", end=100, warmup=80, cooldown=30)
