@@ -47,6 +47,7 @@ test: $(VENV)/.peers
 ## bench: speed and memory beside the installed peers; prints nothing while parity is red
 bench: $(VENV)/.peers
 	$(BIN)/python -m openxlstm.bench.kernels
+	$(BIN)/python -m openxlstm.bench.slstm
 
 ## docs: every command and every example in README and docs is executed
 docs: $(READY)

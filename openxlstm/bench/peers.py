@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 CHUNKS = (64, 128)  # the lengths at which the peer's native kernels were fastest (docs/log.md)
@@ -37,3 +38,21 @@ def _call(kernel: Callable[..., Tensor], chunk: int) -> Callable[..., Tensor]:
         return kernel(q, k, v, i, f, chunk_size=chunk)
 
     return run
+
+
+def vanilla_slstm(gates: Tensor, R: Tensor, b: Tensor) -> tuple[Callable[[], Tensor], list[Tensor]] | None:
+    """The plain PyTorch cell of `xlstm` on gates [B,T,4,H,K]: its forward as h [B,T,H,K], and what it differentiates.
+
+    None if the package is not installed. Its cell takes [B,T,4 D], keeps R as [H,4 K,K] and gives [B,H,T,K].
+    """
+    if importlib.util.find_spec("xlstm") is None:
+        return None
+    module = importlib.import_module("xlstm.blocks.slstm.cell")
+    H, K = gates.shape[-2:]
+    config = module.sLSTMCellConfig(hidden_size=H * K, num_heads=H, backend="vanilla", function="slstm")
+    cell = module.sLSTMCell(config)
+    with torch.no_grad():
+        cell._recurrent_kernel_.copy_(R.permute(0, 2, 3, 1).reshape(cell._recurrent_kernel_.shape))
+        cell._bias_.copy_(b.flatten())
+    x = gates.detach().flatten(2).requires_grad_()
+    return lambda: cell(x)[0].transpose(1, 2), [x, cell._recurrent_kernel_, cell._bias_]

@@ -1,4 +1,4 @@
-"""The native kernels: every instruction set, any company of rows, any number of threads, and what happens without them."""
+"""The native kernels: every instruction set, any company of rows, any number of threads, and life without them."""
 
 from __future__ import annotations
 

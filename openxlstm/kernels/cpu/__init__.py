@@ -67,8 +67,10 @@ def slstm_step(
 
 def about() -> str:
     """What serves, for people: the instruction set, or why there is none."""
-    return _MISSING or f"native kernels of the sLSTM, {_found.name} instructions; float32 and bfloat16"
+    if isinstance(_FOUND, str):
+        return _FOUND
+    return f"native kernels of the sLSTM, {_FOUND.name} instructions; float32 and bfloat16"
 
 
-_found = native()  # at import, so that a decision reads no file and no environment variable
-_MISSING = _found if isinstance(_found, str) else None
+_FOUND = native()  # at import, so that a decision reads no file and no environment variable
+_MISSING = _FOUND if isinstance(_FOUND, str) else None

@@ -98,7 +98,7 @@ def forward(
 
 def final_state(states: Tensor, m0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, c, n, m [B, H, K] after the last step. Elements that are still empty keep their m, or 0 after a reset."""
-    h, c, n, m = (part.transpose(0, 1).contiguous() for part in states[-1])
+    h, c, n, m = (part.transpose(0, 1).clone(memory_format=torch.contiguous_format) for part in states[-1])
     if reset is not None:
         m0 = torch.where(reset.any(1)[:, None, None], 0.0, m0)
     return h, c, n, torch.where(n == 0, m0, m)
@@ -178,7 +178,7 @@ def backward(
         dgates[:, span] = draw.permute(2, 0, 3, 1, 4).to(gates.dtype)
         db += draw.sum((0, 2)).transpose(0, 1)
         dR.baddbmm_(h_heads.mT, draw.permute(1, 0, 2, 3, 4).flatten(3).flatten(1, 2))
-    dh0, dc0, dn0 = (x.transpose(0, 1).contiguous() for x in (GH, *G.unbind(2)))
+    dh0, dc0, dn0 = (x.transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in (GH, *G.unbind(2)))
     return dgates, dR.view_as(R).to(R.dtype), db.to(b.dtype), dh0, dc0, dn0
 
 
