@@ -208,8 +208,8 @@ def _tell(now: Sitting, found: Found, verdict: Verdict) -> None:
         run.settle()  # and nothing is saved: the parameters may be what is wrong, and the last checkpoint is older
         raise ValueError(
             f"{verdict.reason}; so the run stopped, and the step was not taken; checkpoints in {run.checkpoints} are"
-            " of the steps before. A lower optim.lr, a longer warm-up or a smaller optim.clip in a new run usually helps; [guard] in"
-            " the recipe says what else can be done"
+            " of the steps before. A lower optim.lr, a longer warm-up or a smaller optim.clip in a new run usually"
+            " helps; [guard] in the recipe says what else can be done"
         )
 
 
