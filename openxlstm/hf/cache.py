@@ -32,6 +32,7 @@ class StateLayer(LinearAttentionCacheLayerMixin):
     def __init__(self, state: State | None = None) -> None:
         super().__init__(number_of_states=1)
         self.state: State | None = None
+        self.device: torch.device | None = None  # type: ignore[assignment]  # where an offloaded state belongs
         if state is not None:
             self.put(state)
 
@@ -111,12 +112,15 @@ class xLSTMCache(Cache):
         ids: [B, get_seq_length()], the ids read, ABSENT where masked; None once something else (embeddings) was read.
     """
 
+    layers: list[StateLayer]  # type: ignore[assignment]
+
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.seen_tokens = 0
         self.ids: Tensor | None = None
         self.ends: tuple[Tensor, int] | None = None  # generate's: ids that end a row, and the first generated column
         self._columns = 0
+        self._is_user_defined = False  # the library's own mark of a cache that its caller will see again
 
     @staticmethod
     def from_state(state: ModelState, *, seen_tokens: int = 0) -> xLSTMCache:
@@ -216,7 +220,8 @@ class xLSTMCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows by index, of the states and of the ids."""
-        super().reorder_cache(beam_idx)
+        for layer in self.layers:
+            layer.reorder_cache(beam_idx)
         if self.ids is not None:
             self.ids = self.ids.index_select(0, beam_idx.to(self.ids.device))
 

@@ -47,7 +47,8 @@ class StatefulGeneration(GenerationMixin):
                 "assisted generation (an assistant_model, prompt_lookup_num_tokens) takes rejected tokens back, and a "
                 "recurrent state cannot forget; generate without it"
             )
-        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        mode = generation_mode, generation_config, generation_mode_kwargs
+        super()._validate_generation_mode(*mode)  # type: ignore[misc]
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: the library's continuous batching pages keys and values, of which there are none."""
@@ -60,7 +61,7 @@ class StatefulGeneration(GenerationMixin):
         """Refused, as `generate_batch`."""
         return self.generate_batch()
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
@@ -85,7 +86,7 @@ class StatefulGeneration(GenerationMixin):
         if cache is None:
             cache = xLSTMCache()
         else:
-            cache._is_user_defined = True  # the library's own mark: the caller sees this object afterwards
+            cache._is_user_defined = True
             _expand(cache, batch_size, max(generation_config.num_beams, generation_config.num_return_sequences))
         cache.ends = None
         model_kwargs["past_key_values"] = cache
@@ -105,9 +106,9 @@ class StatefulGeneration(GenerationMixin):
                 _check_continuation(input_ids, cache)
             if generation_config._eos_token_tensor is not None and input_ids.shape[0] > 1:
                 cache.ends = generation_config._eos_token_tensor, input_ids.shape[1]
-        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=is_first_iteration)
+        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)  # type: ignore[misc,arg-type]
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
@@ -128,11 +129,11 @@ class StatefulGeneration(GenerationMixin):
                 attention_mask = torch.ones_like(input_ids)
             last = attention_mask[:, -1] * (~ended).to(attention_mask.dtype)
             attention_mask = torch.cat((attention_mask[:, :-1], last[:, None]), dim=1)
-        return super().prepare_inputs_for_generation(
-            input_ids,
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
             next_sequence_length=next_sequence_length,
             past_key_values=past_key_values,
-            attention_mask=attention_mask,
+            attention_mask=attention_mask,  # type: ignore[arg-type]
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,

@@ -23,9 +23,9 @@ class xLSTMForSequenceClassification(xLSTMPreTrainedModel):
 
     def __init__(self, config: xLSTMConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 0
         self.backbone = xLSTMModel(config)
-        self.score = nn.Linear(config.width, config.num_labels, bias=False)
+        self.score = nn.Linear(config.native().width, self.num_labels, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -81,10 +81,10 @@ class xLSTMForTokenClassification(xLSTMPreTrainedModel):
 
     def __init__(self, config: xLSTMConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 0
         self.backbone = xLSTMModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.score = nn.Linear(config.width, config.num_labels)
+        self.score = nn.Linear(config.native().width, self.num_labels)
         self.post_init()
 
     @can_return_tuple

@@ -13,7 +13,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -49,6 +49,7 @@ PASSED_ON = {  # keywords that other models read and ours may be given
 }  # fmt: skip
 
 
+@no_type_check  # in tests: accelerate makes one from a dict in place of its first field
 class Output(BaseModelOutputWithPast):
     """Of the backbone. `cache_params` is another name of `past_key_values`, for reading."""
 
@@ -58,6 +59,7 @@ class Output(BaseModelOutputWithPast):
         return self.past_key_values
 
 
+@no_type_check  # as above
 class CausalLMOutput(CausalLMOutputWithPast):
     """Of the language model. `cache_params` is another name of `past_key_values`, for reading."""
 
@@ -302,6 +304,7 @@ class xLSTMForCausalLM(xLSTMPreTrainedModel, StatefulGeneration, GenerationMixin
         """The same model for transformers; both share every tensor."""
         with torch.device("meta"):
             wrapped = xLSTMForCausalLM(xLSTMConfig.from_native(model.config))
+        parts: tuple[nn.Module, nn.Module, nn.Module]
         if isinstance(model, xLSTM):
             parts, head = (model.embedding, model.stack.blocks, model.stack.norm), model.head
         else:
@@ -316,18 +319,18 @@ class xLSTMForCausalLM(xLSTMPreTrainedModel, StatefulGeneration, GenerationMixin
 
     def native(self) -> xLSTM | xLSTMLarge:
         """The same model for the rest of openxlstm (`ox.generate`, `ox.save`); both share every tensor."""
-        native, body = self.config.native(), self.backbone
+        native = self.config.native()
+        parts = self.backbone.embeddings, self.backbone.blocks, self.backbone.out_norm
         head = None if native.tie_embeddings else self.lm_head
+        model: Any
         with torch.device("meta"):
-            model: xLSTM | xLSTMLarge = xLSTM(native) if isinstance(native, xlstm.xLSTMConfig) else xLSTMLarge(native)
-        if isinstance(model, xLSTM):
-            model.embedding, model.stack.blocks, model.stack.norm, model.head = (
-                body.embeddings, body.blocks, body.out_norm, head,
-            )  # fmt: skip
+            model = xLSTM(native) if isinstance(native, xlstm.xLSTMConfig) else xLSTMLarge(native)
+        if isinstance(native, xlstm.xLSTMConfig):
+            model.embedding, model.stack.blocks, model.stack.norm = parts
+            model.head = head
         else:
-            model.backbone.embeddings, model.backbone.blocks, model.backbone.out_norm, model.lm_head = (
-                body.embeddings, body.blocks, body.out_norm, head,
-            )  # fmt: skip
+            model.backbone.embeddings, model.backbone.blocks, model.backbone.out_norm = parts
+            model.lm_head = head
         return model.train(self.training)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -251,9 +252,8 @@ def _take_over_model(model: nn.Module, config: xLSTMConfig, native: xLSTMLargeCo
     for part in list(model.modules()):
         if part is not model and _part(part) is not None:
             _take_over_part(part, native)
-    _become(model, ours, facts)
-    empty = [block.empty_state(1, "meta", None) for block in model.blocks]  # type: ignore[operator, union-attr]
-    model._state_shapes = state_shapes(ModelState(tuple(empty)))
+    empty = [block.empty_state(1, "meta", torch.float32) for block in model.blocks]  # type: ignore[operator, union-attr]
+    _become(model, ours, facts | {"_state_shapes": state_shapes(ModelState(tuple(empty)))})
 
 
 def _take_over_part(part: nn.Module, native: xLSTMLargeConfig) -> None:

@@ -8,6 +8,7 @@ B batch, T time, H heads, U any inner width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def project_gates(
     return i_BTH, f_BTH
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling the module would do nothing but multiply by its weight and add its bias."""
     called = getattr(module.forward, "__func__", None)  # an instance's own forward, as accelerate sets it, has none
     return called in (GateLinear.forward, nn.Linear.forward) and not (

@@ -54,11 +54,11 @@ class Book:
         for writer in self._writers if shown else ():
             writer.write(line)
 
-    def event(self, name: str, step: int, **facts: Any) -> None:
+    def event(self, name: str, step: int, facts: Mapping[str, Any] | None = None) -> None:
         """A line of events.jsonl."""
         if self._events is not None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            self._events.write({"event": name, "step": step, "time": now, **facts})
+            self._events.write({"event": name, "step": step, "time": now, **(facts or {})})
 
     def lines(self) -> list[dict[str, Any]]:
         """What train.jsonl holds."""

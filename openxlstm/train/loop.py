@@ -191,11 +191,13 @@ def _tell(now: Sitting, found: Found, verdict: Verdict) -> None:
     now.book.event(
         "spike" if verdict.action == "log" else verdict.action,
         found.step + 1,
-        reason=verdict.reason,
-        samples=[int(ids[0]), int(ids[-1]) + 1],
-        loss=_finite(found.score.loss),
-        grad_norm=_finite(found.norm),
-        largest=step.largest(run),
+        {
+            "reason": verdict.reason,
+            "samples": [int(ids[0]), int(ids[-1]) + 1],
+            "loss": _finite(found.score.loss),
+            "grad_norm": _finite(found.norm),
+            "largest": step.largest(run),
+        },
     )
     now.display.note(f"{verdict.action}: {verdict.reason}")
     run.progress = replace(
@@ -208,8 +210,8 @@ def _tell(now: Sitting, found: Found, verdict: Verdict) -> None:
         run.settle()  # and nothing is saved: the parameters may be what is wrong, and the last checkpoint is older
         raise ValueError(
             f"{verdict.reason}; so the run stopped, and the step was not taken; checkpoints in {run.checkpoints} are"
-            " of the steps before. A lower optim.lr, a longer warm-up or a smaller optim.clip in a new run usually helps; [guard] in"
-            " the recipe says what else can be done"
+            " of the steps before. A lower optim.lr, a longer warm-up or a smaller optim.clip in a new run usually"
+            " helps; [guard] in the recipe says what else can be done"
         )
 
 
@@ -327,7 +329,7 @@ def _in_time(now: Sitting) -> Schedule:
         return run.schedule
     if run.world.first:
         budget.write_plan(run.folder, shorter, steps, minutes)
-    now.book.event("cools down early", done, end=shorter.end)
+    now.book.event("cools down early", done, {"end": shorter.end})
     now.display.note(
         f"step {done}  the cool-down begins now and ends at step {shorter.end} of {steps}, within {minutes:g} min"
     )
@@ -363,9 +365,10 @@ def _introduce(now: Sitting) -> None:
     """What is about to happen, to people and to events.jsonl; and the checkpoint that a rollback may need."""
     run, facts, recipe = now.run, now.run.facts, now.run.recipe
     begins = run.progress.step == 0
-    now.book.event("start" if begins else "resume", run.progress.step, machine=facts["machine"], changes=run.changes)
+    what = {"machine": facts["machine"], "changes": run.changes}
+    now.book.event("start" if begins else "resume", run.progress.step, what)
     for key, (old, new) in run.allowed.items():
-        now.book.event("allowed", run.progress.step, key=key, old=old, new=new)
+        now.book.event("allowed", run.progress.step, {"key": key, "old": old, "new": new})
     limit = "" if recipe.train.max_minutes is None else f", at most {recipe.train.max_minutes:g} min"
     tokens = sum(source.folder.total_tokens for source in run.feed.windows)
     now.display.note(

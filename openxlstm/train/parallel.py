@@ -18,6 +18,7 @@ round anyway travel as bf16 (`Unit.rounded`): half the traffic, and the numbers 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -114,8 +115,8 @@ class World:
             rounded: the dtype of matrix products, None for that of the parameters.
         """
         if self.kind == "ddp":
-            # Buffers: there are none. Views: a gradient and its bucket are one memory.
-            return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+            # Views: a gradient and its bucket are one memory.
+            return DistributedDataParallel(objective, gradient_as_bucket_view=True)
         if self.kind == "fsdp2":
             self._shard(objective, rounded)
         return objective
@@ -161,6 +162,8 @@ class World:
     def _shard(self, objective: nn.Module, rounded: torch.dtype | None) -> None:
         """Blocks are units, so that no more than one or two are whole at a time; what is left is one more unit."""
         assert self.mesh is not None
+        # A state may be a view, and nothing in this library is ever changed in place, which is what the warning fears.
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(.*\) returned a view tensor")
         # Without inputs cast: autocast decides about products, and what it leaves alone is an island.
         wide = MixedPrecisionPolicy(cast_forward_inputs=False)
         narrow = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -179,6 +182,8 @@ class World:
 @contextmanager
 def join(wanted: Literal["auto", "single", "ddp", "fsdp2"] = "auto", shard: int | None = None) -> Iterator[World]:
     """The world that torchrun's environment describes; without torchrun, a world of one.
+
+    A process group that is there already is used, and left as it is.
 
     Args:
         wanted: "auto" is ddp where there are several processes.
@@ -199,7 +204,9 @@ def join(wanted: Literal["auto", "single", "ddp", "fsdp2"] = "auto", shard: int 
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    mine = not dist.is_initialized()
+    if mine:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         mesh = None
@@ -209,7 +216,8 @@ def join(wanted: Literal["auto", "single", "ddp", "fsdp2"] = "auto", shard: int 
             mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
         yield World(kind, rank, ranks, device, mesh, patient)
     finally:
-        dist.destroy_process_group()
+        if mine:
+            dist.destroy_process_group()
 
 
 def is_first() -> bool:

@@ -103,12 +103,13 @@ class Run:
         """
         if self.world.kind != "fsdp2" and self.ema is None:
             return self.model if self.world.first else None
-        with self.averaged():
-            weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if not self.world.first:
-            return None
-        model = _build(self.recipe, self.bytes_of.device, self.precision)
-        model.load_state_dict(weights)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        with self.averaged():  # and loaded inside: these may be the parameters themselves, not copies
+            weights = get_model_state_dict(self.model, options=options)
+            if not self.world.first:
+                return None
+            model = _build(self.recipe, self.bytes_of.device, self.precision)
+            model.load_state_dict(weights)
         return model
 
     def save(self, *, asynchronous: bool = False) -> None:

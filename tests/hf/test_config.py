@@ -6,14 +6,13 @@ import json
 
 import pytest
 import torch
+import transformers
 from hf.tiny_hf import KINDS, config_of, forget_warnings, native_config, said
 
 import openxlstm.hf as oxhf
 from openxlstm.checkpoint import hf_layout
 from openxlstm.hf import xLSTMConfig
 from openxlstm.models import presets
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)

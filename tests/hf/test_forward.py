@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from hf.tiny_hf import KINDS, build, forget_warnings, padded, said, text
 
 import openxlstm.hf as oxhf
 from openxlstm.hf import inputs
 
-transformers = pytest.importorskip("transformers")
 close = torch.testing.assert_close
 
 

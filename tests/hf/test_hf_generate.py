@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hf.tiny_hf import GREEDY, KINDS, PAD, build, padded, text
 
 from openxlstm.hf import xLSTMCache
-
-transformers = pytest.importorskip("transformers")
 
 SAMPLE: dict[str, Any] = {"max_new_tokens": 5, "do_sample": True, "pad_token_id": PAD, "top_k": 0, "temperature": 1.3}
 

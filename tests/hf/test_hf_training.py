@@ -6,7 +6,6 @@ import pytest
 import torch
 from hf.tiny_hf import KINDS, build, text
 
-pytest.importorskip("transformers")
 close = torch.testing.assert_close
 
 

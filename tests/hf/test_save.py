@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from hf.tiny_hf import KINDS, W, build, config_of, native_config, text
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,6 @@ from safetensors.torch import load_file, save_file
 import openxlstm as ox
 import openxlstm.hf as oxhf
 
-transformers = pytest.importorskip("transformers")
 Auto = transformers.AutoModelForCausalLM
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("transformers")
-
 import logging
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 

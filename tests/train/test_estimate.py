@@ -138,16 +138,16 @@ def test_what_a_run_needs_is_summed_up() -> None:
 
 
 def test_choices_of_the_recipe_change_the_memory() -> None:
-    base = estimate(read("neurips-15b-350m")[0], gpus=8)["memory"]
-    ema = estimate(read("neurips-15b-350m", ["optim.ema=0.999"])[0], gpus=8)["memory"]
-    assert ema["optimiser"] - base["optimiser"] == 4 * 409_290_112 // 8
-    lean = estimate(read("neurips-15b-350m", ["loss.recompute=true", "loss.chunk=1024"])[0], gpus=8)["memory"]
-    assert base["loss"] - lean["loss"] == 4 * 50_304 * 1024 + 8 * 1024 * 50_304
-    hybrid = estimate(read("neurips-15b-350m", ["train.shard=2"])[0], gpus=8)["memory"]
+    base = estimate(read("dclm-164m")[0], gpus=8)["memory"]
+    ema = estimate(read("dclm-164m", ["optim.ema=0.999"])[0], gpus=8)["memory"]
+    assert ema["optimiser"] - base["optimiser"] == 4 * 164_110_224 // 8
+    lean = estimate(read("dclm-164m", ["loss.recompute=true", "loss.chunk=1024"])[0], gpus=8)["memory"]
+    assert base["loss"] - lean["loss"] == 4 * 50_304 * 768 + 8 * 1024 * 50_304
+    hybrid = estimate(read("dclm-164m", ["train.shard=2"])[0], gpus=8)["memory"]
     assert hybrid["weights"] == 4 * base["weights"]
-    ddp = estimate(read("neurips-15b-350m", ['train.parallel="ddp"'])[0], gpus=8)["memory"]
-    assert (ddp["weights"], ddp["gathered"]) == (4 * 409_290_112, 0)
-    muon = estimate(read("neurips-15b-350m", ['optim.name="muon"'])[0], gpus=8)["memory"]
+    ddp = estimate(read("dclm-164m", ['train.parallel="ddp"'])[0], gpus=8)["memory"]
+    assert (ddp["weights"], ddp["gathered"]) == (4 * 164_110_224, 0)
+    muon = estimate(read("dclm-164m", ['optim.name="muon"'])[0], gpus=8)["memory"]
     assert base["optimiser"] / 2 < muon["optimiser"] < base["optimiser"]
 
 
