@@ -57,9 +57,18 @@ def of_ours(config: ours.xLSTMConfig) -> xLSTMConfig:
     Raises:
         ValueError: the in-tree class has no such model.
     """
+    if isinstance(config, xLSTMConfig):
+        return config
     tokens = {name: getattr(config, name) for name in ours.IN_TREE_TOKENS}
-    machine = getattr(config, "_machine_fields", {})
-    return xLSTMConfig(**(facts_of(config.native(), tokens) | machine))
+    return xLSTMConfig(**(facts_of(config.native(), tokens) | getattr(config, "_machine_fields", {})))
+
+
+def as_ours(config: ours.xLSTMConfig) -> ours.xLSTMConfig:
+    """The same model, to be saved in our own layout."""
+    if not isinstance(config, xLSTMConfig):
+        return config
+    tokens = {name: getattr(config, name) for name in ours.IN_TREE_TOKENS}
+    return ours.xLSTMConfig.from_native(config.native(), **tokens)
 
 
 def facts_of(native: ours.Native, tokens: dict[str, Any]) -> dict[str, Any]:
