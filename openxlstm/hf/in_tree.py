@@ -83,3 +83,11 @@ def facts_of(native: ours.Native, tokens: dict[str, Any]) -> dict[str, Any]:
             f'or biases; this model is {native.label}. Save it in our own layout (layout="openxlstm")'
         )
     return hf_layout.to_in_tree_config(native, **tokens)
+
+
+def fresh_model(**fields: Any) -> Any:
+    """The in-tree class itself, newly initialised: what a takeover is compared with."""
+    from transformers import xLSTMConfig as TheirConfig
+    from transformers import xLSTMForCausalLM as TheirModel
+
+    return TheirModel(TheirConfig(**fields))

@@ -13,7 +13,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, Literal, no_type_check
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
