@@ -57,9 +57,18 @@ def of_ours(config: ours.xLSTMConfig) -> xLSTMConfig:
     Raises:
         ValueError: the in-tree class has no such model.
     """
+    if isinstance(config, xLSTMConfig):
+        return config
     tokens = {name: getattr(config, name) for name in ours.IN_TREE_TOKENS}
-    machine = getattr(config, "_machine_fields", {})
-    return xLSTMConfig(**(facts_of(config.native(), tokens) | machine))
+    return xLSTMConfig(**(facts_of(config.native(), tokens) | getattr(config, "_machine_fields", {})))
+
+
+def as_ours(config: ours.xLSTMConfig) -> ours.xLSTMConfig:
+    """The same model, to be saved in our own layout."""
+    if not isinstance(config, xLSTMConfig):
+        return config
+    tokens = {name: getattr(config, name) for name in ours.IN_TREE_TOKENS}
+    return ours.xLSTMConfig.from_native(config.native(), **tokens)
 
 
 def facts_of(native: ours.Native, tokens: dict[str, Any]) -> dict[str, Any]:
@@ -74,3 +83,11 @@ def facts_of(native: ours.Native, tokens: dict[str, Any]) -> dict[str, Any]:
             f'or biases; this model is {native.label}. Save it in our own layout (layout="openxlstm")'
         )
     return hf_layout.to_in_tree_config(native, **tokens)
+
+
+def fresh_model(**fields: Any) -> Any:
+    """The in-tree class itself, newly initialised: what a takeover is compared with."""
+    from transformers import xLSTMConfig as TheirConfig
+    from transformers import xLSTMForCausalLM as TheirModel
+
+    return TheirModel(TheirConfig(**fields))

@@ -13,7 +13,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar, no_type_check
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from openxlstm.cells import State
-from openxlstm.hf import inputs
+from openxlstm.hf import in_tree, inputs
 from openxlstm.hf.cache import xLSTMCache
 from openxlstm.hf.config import xLSTMConfig
 from openxlstm.hf.generation import StatefulGeneration
@@ -44,6 +44,9 @@ logger = logging.get_logger(__name__)
 
 BLOCKS = (xlstm_large.mLSTMBlock, xlstm.mLSTMBlock, xlstm.sLSTMBlock)
 GATES = ["igate_preact", "fgate_preact", "gate_i", "gate_f"]  # stay fp32: the 7B was trained so
+CACHES = ["past_key_values", "cache_params"]  # not moved between devices: every state lives with its block
+RECORDED: dict[str, Any] = {"hidden_states": list(BLOCKS)}
+TIED = {"lm_head.weight": "backbone.embeddings.weight"}
 PASSED_ON = {  # keywords that other models read and ours may be given
     *TransformersKwargs.__optional_keys__, "return_dict", "shift_labels", "ignore_index", "logits_to_keep",
 }  # fmt: skip
@@ -54,7 +57,7 @@ class Output(BaseModelOutputWithPast):
     """Of the backbone. `cache_params` is another name of `past_key_values`, for reading."""
 
     @property
-    def cache_params(self) -> xLSTMCache | None:
+    def cache_params(self) -> Cache | None:
         """The in-tree name of the cache."""
         return self.past_key_values
 
@@ -64,7 +67,7 @@ class CausalLMOutput(CausalLMOutputWithPast):
     """Of the language model. `cache_params` is another name of `past_key_values`, for reading."""
 
     @property
-    def cache_params(self) -> xLSTMCache | None:
+    def cache_params(self) -> Cache | None:
         """The in-tree name of the cache."""
         return self.past_key_values
 
@@ -76,12 +79,9 @@ class xLSTMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "backbone"
     _input_embed_layer = "embeddings"
     _no_split_modules = sorted({block.__name__ for block in BLOCKS})
-    _skip_keys_device_placement: ClassVar[list[str]] = [
-        "past_key_values",
-        "cache_params",
-    ]  # every state lives with its block
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = GATES
-    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": list(BLOCKS)}
+    _skip_keys_device_placement = CACHES
+    _keep_in_fp32_modules_strict = GATES
+    _can_record_outputs = RECORDED
     _is_stateful = True
     supports_gradient_checkpointing = True
 
@@ -119,7 +119,8 @@ class xLSTMPreTrainedModel(PreTrainedModel):
                 backbone, and a backbone from a file with a head, are meant.
         """
         asked = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         for kind, found in (("lacks", info["missing_keys"]), ("holds", info["unexpected_keys"])):
             if wrong := sorted(name for name in found if model.is_of_body(name)):
                 more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -132,10 +133,35 @@ class xLSTMPreTrainedModel(PreTrainedModel):
         return not name.startswith(("lm_head.", "score."))
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, save_original_format: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        layout: str | None = None,
+        save_original_format: bool = False,
+        **kwargs: Any,
     ) -> None:
-        """As in transformers; names are written as the model has them."""
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        """As in transformers; names are written as the model has them.
+
+        Args:
+            layout: "in-tree" writes what transformers' own xLSTM reads: `model_type: "xlstm"` and a head of its own.
+                None: as the model's config says, in-tree for a model that was taken over from there.
+
+        Raises:
+            ValueError: there is no such layout, or the in-tree class has no such model.
+        """
+        if layout not in (None, "openxlstm", "in-tree"):
+            raise ValueError(f'layout={layout!r} does not exist; there are "openxlstm" and "in-tree"')
+        config = self.config
+        theirs = isinstance(config, in_tree.xLSTMConfig) if layout is None else layout == "in-tree"
+        if theirs and config.tie_embeddings and isinstance(self, xLSTMForCausalLM):
+            # The in-tree class does not tie, so the file repeats the embedding
+            state = dict(kwargs.pop("state_dict", None) or self.state_dict())
+            kwargs["state_dict"] = state | {"lm_head.weight": state["backbone.embeddings.weight"].clone()}
+        try:
+            self.config = in_tree.of_ours(config) if theirs else in_tree.as_ours(config)
+            super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        finally:
+            self.config = config
 
 
 class xLSTMModel(xLSTMPreTrainedModel):
@@ -195,9 +221,10 @@ class xLSTMModel(xLSTMPreTrainedModel):
         )  # fmt: skip
         x = self._embed(input_ids, inputs_embeds, mask)
         before = [None] * len(self.blocks) if cache is None else cache.states(len(self.blocks))
-        if all(state is not None for state in before):
+        held = tuple(state for state in before if state is not None)
+        if held:
             one_device = not hasattr(self, "_hf_hook") and getattr(self, "hf_device_map", None) is None
-            checks.check_state(ModelState(tuple(before)), self._state_shapes, batch, x, one_device=one_device)
+            checks.check_state(ModelState(held), self._state_shapes, batch, x, one_device=one_device)
 
         after = []
         for index, block in enumerate(self.blocks):
@@ -230,12 +257,13 @@ class xLSTMModel(xLSTMPreTrainedModel):
 class xLSTMForCausalLM(xLSTMPreTrainedModel, StatefulGeneration, GenerationMixin):
     """A language model of either architecture."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "backbone.embeddings.weight"}
+    _tied_weights_keys = TIED
 
     def __init__(self, config: xLSTMConfig):
         super().__init__(config)
         self.backbone = xLSTMModel(config)
-        self.lm_head = Linear(config.width, config.vocab_size, bias=False)
+        native = config.native()
+        self.lm_head = Linear(native.width, native.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
