@@ -13,7 +13,7 @@ import click
 from openxlstm.cli.common import model_folder, nearest, short, show_facts, show_json, show_table, size
 
 if TYPE_CHECKING:
-    from openxlstm.models.accounting import Config
+    from openxlstm.models.accounting import Own
 
 
 @click.command(short_help="Show what a model, a preset, a recipe or this installation is made of.")
@@ -38,7 +38,7 @@ def info(what: str | None, as_json: bool) -> None:
         show_json(facts) if as_json else _show_anatomy(facts)
 
 
-def find_config(what: str) -> tuple[Config, str]:
+def find_config(what: str) -> tuple[Own, str]:
     """The model's config that `what` names, and where it is from. What exists on disk goes before names.
 
     Raises:
@@ -64,10 +64,13 @@ def find_config(what: str) -> tuple[Config, str]:
     recipe, table = recipes.load(file)
     tokenizer = recipe.data.tokenizer
     words = Tokenizer.bytes() if tokenizer == "bytes" else Tokenizer.from_file(tokenizer)
-    return recipes.resolve(recipe, table, words.vocab_size).model_config(), f"recipe {file}"
+    config = recipes.resolve(recipe, table, words.vocab_size).model_config()
+    if config.__class__.__module__.startswith("openxlstm.hf"):
+        raise ValueError(f"{file} trains a {config.label} to compare with; info shows what models of this library are")
+    return config, f"recipe {file}"
 
 
-def anatomy(config: Config) -> dict[str, Any]:
+def anatomy(config: Own) -> dict[str, Any]:
     """A model in numbers, from its config alone."""
     from openxlstm.models.accounting import count_parameters, flops_per_token, parameters_by_part, state_bytes
     from openxlstm.models.xlstm import xLSTMConfig
@@ -115,7 +118,7 @@ def installation() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _about(config: Config, kind: str) -> str:
+def _about(config: Own, kind: str) -> str:
     """One block in one line; the numbers are its widths."""
     from openxlstm.models.xlstm import xLSTMConfig
 

@@ -23,7 +23,8 @@ class Counted(Protocol):
     def state_bytes(self) -> int: ...
 
 
-Config = xLSTMConfig | xLSTMLargeConfig | Counted
+Own = xLSTMConfig | xLSTMLargeConfig
+Config = Own | Counted
 
 
 def count_parameters(config: Config) -> int:
@@ -33,7 +34,7 @@ def count_parameters(config: Config) -> int:
     return sum(parameters_by_part(config).values())
 
 
-def parameters_by_part(config: xLSTMConfig | xLSTMLargeConfig) -> dict[str, int]:
+def parameters_by_part(config: Own) -> dict[str, int]:
     """Numbers of parameters: embedding, all blocks of a kind, the last norm, head."""
     W, D = config.vocab_size, config.width
     ends = {"final norm": D, "head": 0 if config.tie_embeddings else W * D}

@@ -160,8 +160,9 @@ def _read_value(hint: Any, value: Any, table: Table, path: str) -> Any:
         return _read_value((fitting or plain)[0], value, table, path)
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         return read(hint, value, table, path)
-    if origin is tuple and arguments[-1] is Ellipsis and is_dataclass(arguments[0]) and _is_list_of_tables(value):
-        return tuple(read(arguments[0], item, table, f"{path}[{index}]") for index, item in enumerate(value))
+    inner = arguments[0] if arguments else None
+    if origin is tuple and isinstance(inner, type) and is_dataclass(inner) and _is_list_of_tables(value):
+        return tuple(read(inner, item, table, f"{path}[{index}]") for index, item in enumerate(value))
     if not _fits(hint, value):
         raise ValueError(f"{table.where(path)}: {path} = {value!r} must be {_describe(hint)}{_near(hint, value)}")
     if origin is tuple:

@@ -48,14 +48,14 @@ def _slstm(
         gates = gates.contiguous()
     R32, b32 = _fp32(R), _fp32(b)
     before = [part.contiguous() for part in (h, c, n, m)]
-    reset, mask = _plain(reset), _plain(mask)
+    there = (_plain(reset), _plain(mask))
     out = gates.new_empty(B, T, H, K)
     after = [h.new_empty(B, H, K) for _ in range(4)]
     tape = h.new_empty(H, B, T, TAPE, K) if save else h.new_empty(0)
     call = SlstmForward(
         B, T, H, K, threads(), gates.dtype == torch.bfloat16, forget_gate == "exp",
         (gates.stride(0), gates.stride(1), gates.stride(2), gates.stride(3)),
-        *(pointer(x) for x in (gates, R32, b32, reset, mask, *before, out, *after)), pointer(tape) if save else None,
+        *(pointer(x) for x in (gates, R32, b32, *there, *before, out, *after)), pointer(tape) if save else None,
     )  # fmt: skip
     _library().slstm_forward(call)
     return out, *after, tape
@@ -68,12 +68,13 @@ def _slstm_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     B, T, _, H, K = gates.shape
     R32 = _fp32(R)
-    dout, dh, dc, dn, c, n, reset, mask = (_plain(x) for x in (dout, dh, dc, dn, c, n, reset, mask))
+    cotangents = [_plain(x) for x in (dout, dh, dc, dn)]
+    read = [_plain(x) for x in (reset, mask, c, n)]  # kept alive until the sweep is done
     draw = tape.new_empty(B, T, 4, H, K)
     starts = [tape.new_empty(B, H, K) for _ in range(3)]
     call = SlstmBackward(
         B, T, H, K, threads(), gates.dtype == torch.bfloat16,
-        *(pointer(x) for x in (dout, dh, dc, dn, R32, reset, mask, c, n, tape, draw, *starts)),
+        *(pointer(x) for x in (*cotangents, R32, *read, tape, draw, *starts)),
     )  # fmt: skip
     _library().slstm_backward(call)
     h_in = tape[:, :, :, TAPE - 1].flatten(1, 2)  # [H, B T, K]: h as it entered each step
