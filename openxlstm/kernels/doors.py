@@ -58,11 +58,12 @@ def mlstm(
     if q.shape[1] == 0:
         return torch.zeros_like(v, dtype=q.dtype), state.clone()
     if q.shape[1] == 1:  # decoding through the same door: nothing to be parallel over
-        h, state = mlstm_step(
-            q[:, 0], k[:, 0], v[:, 0], i[:, 0], f[:, 0], state,
-            reset=None if reset is None else reset[:, 0], mask=None if mask is None else mask[:, 0],
-            input_gate=input_gate, forget_gate=forget_gate, eps=eps, backend=backend,
-        )  # fmt: skip
+        reset, mask = (None if flag is None else flag[:, 0] for flag in (reset, mask))
+        q, k, v, i, f = (x[:, 0] for x in (q, k, v, i, f))
+        call = _mlstm_call("mlstm_step", q, k, v, i, f, state, reset, mask, input_gate, forget_gate)
+        h, state = resolve(call, backend).mlstm_step(
+            q, k, v, i, f, state, reset=reset, mask=mask, input_gate=input_gate, forget_gate=forget_gate, eps=eps
+        )
         return h[:, None], state
     call = _mlstm_call("mlstm", q, k, v, i, f, state, reset, mask, input_gate, forget_gate)
     return resolve(call, backend).mlstm(

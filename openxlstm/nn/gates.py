@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from openxlstm.nn.functional import widened, without_autocast
 from openxlstm.nn.linear import Linear
 
+FEW_ROWS = 16  # up to here, which is generation, joining the weights costs more than a second matmul
+
 
 class GateLinear(Linear):
     """A linear map that computes in fp32 (fp64), whatever dtype its input and its weights have."""
@@ -40,6 +42,10 @@ def project_gates(
         x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=-1)
         return widened(i(x)), widened(f(x))
     with without_autocast(inputs[0]):
+        if len(inputs) == 1 and inputs[0].numel() <= FEW_ROWS * inputs[0].shape[-1]:
+            x = widened(inputs[0])
+            i_BTH, f_BTH = (F.linear(x, widened(gate.weight), widened(gate.bias)) for gate in (i, f))
+            return i_BTH, f_BTH
         weights = widened(torch.cat((i.weight, f.weight))).split([x.shape[-1] for x in inputs], dim=1)
         raw = widened(torch.cat((i.bias, f.bias)))
         for x, weight in zip(inputs, weights, strict=True):
