@@ -101,7 +101,7 @@ def test_ctrl_c_is_not_an_error_of_ours(run_folder, monkeypatch) -> None:
     ("arguments", "sentence"),
     [
         (["generat"], "there is no verb 'generat'; did you mean 'generate'?"),
-        (["fly"], "there is no verb 'fly'; the verbs are train, generate, info"),
+        (["fly"], "there is no verb 'fly'; the verbs are train, "),
         (["generate", "RUN", "-p", "a", "--top-q", "1"], "--top-q"),
         (["generate", "RUN", "-p", "a", "--top-p", "1.5"], "top_p=1.5 must be above 0 and at most 1"),
         (["generate", "RUN", "-p", ""], "prompt is empty; give the model something to continue"),
