@@ -49,8 +49,9 @@ def rehearse(recipe: Recipe, tokenizer: Tokenizer, folder: Path, cache: Path, di
         display = display if world.first else Silent()
         if world.first:
             shutil.rmtree(scratch, ignore_errors=True)  # of a rehearsal that was killed
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stack.enter_context(world.led(lambda: only_one(scratch)))
+        if world.first:
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         run = open_run(recipe, tokenizer, scratch, cache, world, display.note)
         if world.first:
             run.write_facts()

@@ -22,6 +22,7 @@ from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.train import checkpoints, loop, step
 from openxlstm.train.folder import only_one
 from openxlstm.train.log import Silent, read_journal
+from openxlstm.train.rehearse import rehearse
 from openxlstm.train.run import Run, read_recipe
 
 Train = Callable[..., str]
@@ -311,10 +312,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, whole: Path, trai
 
 
 class Impatient(Silent):
-    """Somebody who wants the run to stop in its fifth step."""
+    """Somebody who wants the run to stop from its fifth step on."""
 
     def step(self, line: Mapping[str, Any], end: int, seconds_left: float) -> None:
-        if line["step"] == 5:
+        if line["step"] >= 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -443,3 +444,117 @@ def test_it_learns(tmp_path: Path, train_small: Train) -> None:
     lines = [line for line in curve(tmp_path / "run") if "loss" in line]
     assert lines[0]["loss"] < math.log(257) + 0.3, "the first guess is no prejudice"
     assert lines[-1]["loss"] < 0.6, lines[-1]
+
+
+def test_what_is_allowed_by_name_may_change_and_is_written_down(
+    whole: Path, train_small: Train, recipe_file: Path, cache: Path
+) -> None:
+    recipe, tokenizer = read_recipe(str(recipe_file), ["optim.lr=1e-3", "train.steps=14"])
+    write = lambda model, tokenizer: ""
+    with pytest.raises(ValueError, match=r"or insist with --allow optim.lr$"):
+        loop.train(recipe, tokenizer, whole, cache, Silent(), write)
+    with pytest.raises(ValueError, match=r"--allow = 'optim.lrr' is unknown; did you mean 'optim.lr'"):
+        loop.train(recipe, tokenizer, whole, cache, Silent(), write, allowed=["optim.lrr"])
+    assert loop.train(recipe, tokenizer, whole, cache, Silent(), write, allowed=["optim.lr"]) == "done"
+    assert [(event["key"], event["old"], event["new"]) for event in events(whole, "allowed")] == [
+        ("optim.lr", 1e-2, 1e-3)
+    ]
+    assert curve(whole)[-1]["step"] == 14
+
+
+def test_another_batch_size_is_a_ramp(whole: Path, recipe_file: Path, cache: Path) -> None:
+    """So that it stays known which rows every step has read."""
+    write = lambda model, tokenizer: ""
+    recipe, tokenizer = read_recipe(str(recipe_file), ["train.batch=9", "train.steps=14"])
+    with pytest.raises(ValueError, match=r"has read 72 rows in 12 steps.*it would be 108; say where.*\[12, NEW\]"):
+        loop.train(recipe, tokenizer, whole, cache, Silent(), write, allowed=["train.batch"])
+    recipe, tokenizer = read_recipe(str(recipe_file), ["train.batch=[[0, 6], [12, 9]]", "train.steps=14"])
+    assert loop.train(recipe, tokenizer, whole, cache, Silent(), write, allowed=["train.batch"]) == "done"
+    assert checkpoints.read_progress(checkpoints.latest(whole / "checkpoints")).consumed == 72 + 2 * 9
+
+
+def test_a_sitting_can_be_limited(tmp_path: Path, whole: Path, train_small: Train) -> None:
+    """It is saved and goes on, as often as it takes."""
+    endings = []
+    while not endings or endings[-1] == "paused":
+        endings.append(train_small(tmp_path / "run", "train.stop_after=1e-9"))
+    assert endings == ["paused"] * 11 + ["done"]
+    assert curve(tmp_path / "run") == curve(whole)
+    assert same_weights(tmp_path / "run", whole)
+
+
+def test_everything_at_once(tmp_path: Path, texts: Path, recipe_file: Path, cache: Path) -> None:
+    """Two sources in phases, a ramp, packed windows, an average, sets, lengths, samples, gates; interrupted, too."""
+    more = tmp_path / "more"
+    shutil.copytree(texts, more)
+    for file in more.glob("*.txt"):
+        file.write_text(file.read_text().upper())
+    said = (
+        f'data.sources=[{{ path = "{texts}", weight = 3 }}, {{ path = "{more}" }}]',
+        "data.phase=[{ from_step = 6, weights = [1, 1] }]",
+        "data.window=packed",
+        "train.batch=[[0, 6], [8, 12]]",
+        "optim.ema=0.9",
+        "loss.z_loss=1e-4",
+        "evaluate.lengths=[12, 48]",
+        'evaluate.samples=["text"]',
+        "log.every=2",
+        "log.gates_every=5",
+        "checkpoint.keep_best=true",
+    )
+    recipe, tokenizer = read_recipe(str(recipe_file), said)
+    write = lambda model, tokenizer, prompt, tokens: f"{prompt} and {tokens} more"
+
+    def go(name: str, display: Silent) -> str:
+        return loop.train(recipe, tokenizer, tmp_path / name, cache, display, lambda *_: "", write=write)
+
+    assert go("whole", Silent()) == "done"
+    assert go("cut", Impatient()) == "interrupted"
+    assert go("cut", Silent()) == "done"
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    lines = read_journal(tmp_path / "whole" / "train.jsonl")
+    assert [line["step"] for line in lines if "gates" in line] == [5, 10, 12]
+    assert [line["step"] for line in lines if "tokens_per_second" in line] == [2, 4, 6, 8, 10, 12]
+    (valid, *_) = (line for line in lines if "valid_loss" in line)
+    assert valid["sets"].keys() == {"more"}
+    assert [row["length"] for row in valid["lengths"]] == [12, 24, 48]
+    assert valid["samples"] == [{"prompt": "text", "text": "text and 64 more"}]
+    assert all(line["z_loss"] > 0 for line in lines if "loss" in line)
+
+
+def test_states_are_carried_from_step_to_step(tmp_path: Path, train_small: Train) -> None:
+    """And through a stop; a skipped step hands on the state it came with."""
+    lanes = ("data.window=lanes", "model.dropout=0.0")
+    assert train_small(tmp_path / "stream", "model.dropout=0.0") == "done"
+    assert train_small(tmp_path / "whole", *lanes) == "done"
+    assert curve(tmp_path / "whole") != curve(tmp_path / "stream")
+    while train_small(tmp_path / "cut", *lanes, "train.stop_after=1e-9") == "paused":
+        pass
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_rehearsal_leaves_nothing_behind(tmp_path: Path, recipe_file: Path, cache: Path) -> None:
+    recipe, tokenizer = read_recipe(str(recipe_file))
+    facts = rehearse(recipe, tokenizer, tmp_path / "runs" / "r", cache, Silent())
+    assert not (tmp_path / "runs").exists()
+    assert 4 < facts["loss"] < 7
+    assert facts["checkpoint_bytes"] > 3 * 4 * 17_000, "parameters and two moments"
+    assert min(facts["tokens_per_second"], facts["seconds_per_step"], facts["valid_bits_per_byte"]) > 0
+
+
+def test_a_rehearsal_notices_a_run_that_does_not_continue(
+    tmp_path: Path, recipe_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, tokenizer = read_recipe(str(recipe_file))
+    honest = Run.restore
+
+    def forgetful(run: Run, path: Path) -> checkpoints.Progress:
+        progress = honest(run, path)
+        run.optimiser.state.clear()  # the moments are lost
+        return progress
+
+    monkeypatch.setattr(Run, "restore", forgetful)
+    with pytest.raises(ValueError, match="the step after a checkpoint is another one from memory than from the disk"):
+        rehearse(recipe, tokenizer, tmp_path / "r", cache, Silent())
