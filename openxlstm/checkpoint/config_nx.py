@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from openxlstm.checkpoint.fields import checked
 from openxlstm.checkpoint.rules_nx import Backend, Variant
 from openxlstm.models.checks import did_you_mean
 from openxlstm.models.xlstm import xLSTMConfig, xLSTMStackConfig
@@ -25,11 +26,13 @@ MODEL = {
     "vocab_size": -1, "tie_weights": False, "add_embedding_dropout": False, "mlstm_block": None, "slstm_block": None,
 }  # fmt: skip
 MLSTM = {"num_heads": 4, "proj_factor": 2.0, "conv1d_kernel_size": 4, "qkv_proj_blocksize": 4, **UP_PROJECTION}
-SLSTM = {
+SLSTM: dict[str, Any] = {
     "num_heads": 4, "conv1d_kernel_size": 4, "group_norm_weight": True, "function": "slstm",
     "gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None,
 }  # fmt: skip
 FFN = {"proj_factor": 1.3, "act_fn": "gelu", "bias": False, "dropout": 0.0, "ff_type": "ffn_gated", **UP_PROJECTION}
+M_BLOCK = {"mlstm": None}
+S_BLOCK = {"slstm": None, "feedforward": None}
 # Fields about a run, a machine or a first draw of weights, and copies that the peer makes of the model's own fields.
 IGNORED = {
     "model": {"context_length", "weight_decay_on_embedding"},
@@ -40,6 +43,8 @@ IGNORED = {
         "recurrent_weight_init", "num_gates", "dtype", "dtype_b", "dtype_r", "dtype_w", "dtype_g", "dtype_s", "dtype_a",
     },
     "feedforward": {"embedding_dim"},
+    "mlstm_block": set(),
+    "slstm_block": set(),
 }  # fmt: skip
 REFUSED = {  # field: (what it may be, why nothing else)
     "function": ("slstm", "only the sLSTM's cell exists here"),
@@ -63,12 +68,14 @@ def read_part(data: Mapping[str, Any], defaults: Mapping[str, Any], kind: str) -
     """One level of the config with the peer's defaults filled in, strictly.
 
     Raises:
-        ValueError: an unknown field, or a value under which this library would compute something else.
+        ValueError: an unknown field, a value of another kind, or one under which this library would compute something
+            else.
     """
     for key in data:
         if key not in defaults and key not in IGNORED[kind] and not key.startswith("_"):
             raise ValueError(f"the config's {kind} has no field {key!r}{did_you_mean(key, defaults)}")
-    part = {**defaults, **{key: value for key, value in data.items() if key in defaults}}
+    found = {key: value for key, value in data.items() if key in defaults}
+    part = {**defaults, **checked(found, defaults, f"the config's {kind}")}
     for key, (allowed, why) in REFUSED.items():
         if key in part and part[key] != allowed:
             raise ValueError(f"the config's {kind} says {key}={part[key]!r}; only {allowed!r} can be read: {why}")
@@ -91,26 +98,27 @@ def apply(
     true: dict[str, Any] = {"embedding_dim": facts.width, "num_blocks": len(facts.pattern)}
     if isinstance(facts, xLSTMConfig):
         said["vocab_size"], true["vocab_size"] = model["vocab_size"], facts.vocab_size
-    everywhere = model["slstm_at"] == "all" or model["mlstm_block"] is None
-    at = range(len(facts.pattern)) if everywhere else sorted(index % model["num_blocks"] for index in model["slstm_at"])
-    said["slstm_at"] = list(at)
+    said["slstm_at"] = _s_blocks(model)
     true["slstm_at"] = [index for index, kind in enumerate(facts.pattern) if kind == "s"]
-    if "m" in facts.pattern and isinstance(model["mlstm_block"], Mapping):
-        part = read_part(model["mlstm_block"].get("mlstm") or {}, MLSTM, "mlstm")
+    _check_agreement(said, true)  # first what says most: another model altogether
+    if "m" in facts.pattern:
+        block = _nested(model, "mlstm_block", M_BLOCK)
+        part = read_part(_mapping(block["mlstm"], "mlstm"), MLSTM, "mlstm")
         said["mlstm num_heads"], true["mlstm num_heads"] = part["num_heads"], facts.heads
         said["mlstm conv1d_kernel_size"], true["mlstm conv1d_kernel_size"] = part["conv1d_kernel_size"], facts.conv
         said["qkv_proj_blocksize"], true["qkv_proj_blocksize"] = part["qkv_proj_blocksize"], facts.proj_block
         said["inner width of mlstm"], true["inner width of mlstm"] = up_width(facts.width, part), facts.U_m
         said["bias"], true["bias"] = model["bias"], variant.mlstm_bias
     notes = []
-    if "s" in facts.pattern and isinstance(model["slstm_block"], Mapping):
-        part = read_part(model["slstm_block"].get("slstm") or {}, SLSTM, "slstm")
+    if "s" in facts.pattern:
+        block = _nested(model, "slstm_block", S_BLOCK)
+        part = read_part(_mapping(block["slstm"], "slstm"), SLSTM, "slstm")
         said["slstm num_heads"], true["slstm num_heads"] = part["num_heads"], facts.heads
         said["slstm conv1d_kernel_size"], true["slstm conv1d_kernel_size"] = part["conv1d_kernel_size"], facts.conv
         said["group_norm_weight"], true["group_norm_weight"] = part["group_norm_weight"], variant.group_norm
-        if not isinstance(model["slstm_block"].get("feedforward"), Mapping):
+        if block["feedforward"] is None:
             raise ValueError("the config says feedforward: null for its sLSTM blocks; ours always have one")
-        ffn = read_part(model["slstm_block"]["feedforward"], FFN, "feedforward")
+        ffn = read_part(_mapping(block["feedforward"], "feedforward"), FFN, "feedforward")
         said["inner width of feedforward"], true["inner width of feedforward"] = up_width(facts.width, ffn), facts.U_f
         said["feedforward bias"], true["feedforward bias"] = ffn["bias"], variant.ffn_bias
         if ffn["dropout"] != model["dropout"]:
@@ -118,12 +126,41 @@ def apply(
                 f"dropout is {model['dropout']} in the blocks and {ffn['dropout']} in the feed-forward layers of the "
                 f"peer; here it is {model['dropout']} in both, in training"
             )
+    _check_agreement(said, true)
+    if model["add_embedding_dropout"] and model["dropout"]:
+        notes.append("the peer drops out parts of the embedding in training (add_embedding_dropout); this library not")
+    return {"dropout": model["dropout"]}, model["tie_weights"], tuple(notes)
+
+
+def _check_agreement(said: Mapping[str, Any], true: Mapping[str, Any]) -> None:
     for field, value in said.items():
         if value != true[field]:
             raise ValueError(f"the config says {field}={value!r}, and the tensors {true[field]!r}")
-    if model["add_embedding_dropout"] and model["dropout"]:
-        notes.append("the peer drops out parts of the embedding in training (add_embedding_dropout); this library not")
-    return {"dropout": float(model["dropout"])}, bool(model["tie_weights"]), tuple(notes)
+
+
+def _s_blocks(model: Mapping[str, Any]) -> list[int]:
+    """Where the config puts its sLSTM blocks; as in Python, -1 is the last."""
+    count = model["num_blocks"]
+    if model["slstm_at"] == "all" or model["mlstm_block"] is None:
+        return list(range(count))
+    for index in model["slstm_at"]:
+        if not -count <= index < count:
+            raise ValueError(f"the config's model says slstm_at has block {index}, and num_blocks={count}")
+    return sorted({index % count for index in model["slstm_at"]})
+
+
+def _nested(model: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of one kind of block, of which the tensors have some."""
+    if model[name] is None:
+        raise ValueError(f"the config has no {name}, and the tensors have such blocks")
+    return read_part(_mapping(model[name], name), defaults, name)
+
+
+def _mapping(part: Any, name: str) -> Mapping[str, Any]:
+    """A level of the config; the peer fills a missing one with its defaults."""
+    if part is not None and not isinstance(part, Mapping):
+        raise ValueError(f"the config's {name} must hold fields; got {part!r}")
+    return part or {}
 
 
 def to_nx_config(config: xLSTMConfig, backend: Backend) -> dict[str, Any]:

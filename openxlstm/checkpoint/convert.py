@@ -106,10 +106,11 @@ def export(
         tokenizer: a tokenizer.json, or a folder that holds one, to copy.
 
     Raises:
-        ValueError: what the layout cannot say, by name; a folder that holds other things.
+        ValueError: no model of this library; what the layout cannot say, by name; a folder that holds other things.
         OSError: it could not be written. What was there before is still there.
     """
     _check_arguments(to, SHARD_SIZE)
+    store.check_model(model, "export()")
     target, words = Path(folder), None if tokenizer is None else Path(tokenizer)
     entries = {
         name: Entry(tuple(tensor.shape), tensor.dtype, target, _in_memory(tensor))
@@ -119,6 +120,8 @@ def export(
     known = (*CARRIED, "config.json", "config.yaml", WEIGHTS, INDEX)
     with folders.appearing(target, replaceable=known) as hidden:
         carried = {} if words is None else _carried(words) if words.is_dir() else {"tokenizer.json": words}
+        if words is not None and not any(name.startswith("tokenizer") for name in carried):
+            raise ValueError(f"tokenizer={str(words)!r} is a folder without a tokenizer")
         return _write(plan, Source(target, entries), hidden, target, to, SHARD_SIZE, "vanilla", None, carried)
 
 

@@ -62,7 +62,7 @@ def of_nx(source: Source) -> tuple[xLSTMStackConfig, Variant]:
         raise ValueError(f"{source.path} lacks {stack}post_blocks_norm.weight (add_post_blocks_norm: false); this "
                          f"library's models always have that norm")  # fmt: skip
     if "token_embedding.weight" in shapes:
-        return xLSTMConfig(**known, vocab_size=shapes["token_embedding.weight"][0]), variant
+        return xLSTMConfig(**known, vocab_size=found.rows("token_embedding.weight")), variant
     return xLSTMStackConfig(**known), variant
 
 
@@ -88,9 +88,7 @@ def of_large(source: Source, embedding: str) -> tuple[dict[str, int], bool]:
         ValueError: a tensor that every such model has is missing.
     """
     found = Shapes({name: entry.shape for name, entry in source.entries.items()}, "backbone.blocks.", str(source.path))
-    if embedding not in found.shapes:
-        raise ValueError(f"{source.path} lacks {embedding!r}")
-    W, D = found.shapes[embedding]
+    W, D = found.rows(embedding), found.size(0, "norm_mlstm.weight", 0)
     is_fused = found.has(0, "mlstm_layer.qkv_opreact.weight")
     HV = found.size(0, "mlstm_layer.out_proj.weight", 1)
     if is_fused:
@@ -126,7 +124,17 @@ class Shapes:
         Raises:
             ValueError: it is missing, or has too few axes.
         """
-        full = f"{self._prefix}{index}.{name}"
+        return self._size(f"{self._prefix}{index}.{name}", axis)
+
+    def rows(self, name: str) -> int:
+        """The first size of a tensor outside the blocks, by its full name.
+
+        Raises:
+            ValueError: it is missing, or has no axis.
+        """
+        return self._size(name, 0)
+
+    def _size(self, full: str, axis: int) -> int:
         if full not in self.shapes:
             raise ValueError(f"{self.where} lacks {full!r}, so the model would be incomplete")
         shape = self.shapes[full]

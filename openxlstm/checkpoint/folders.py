@@ -24,6 +24,7 @@ def appearing(target: Path, *, replaceable: Collection[str] = ()) -> Iterator[Pa
         ValueError: the target holds other things, or another process is writing it.
     """
     check_free(target, replaceable)
+    target = target.resolve()  # what a link points to, not the link
     target.parent.mkdir(parents=True, exist_ok=True)
     hidden = target.with_name(f".{target.name}.partial")
     hidden.mkdir(exist_ok=True)
@@ -35,8 +36,15 @@ def appearing(target: Path, *, replaceable: Collection[str] = ()) -> Iterator[Pa
         old = target.with_name(f".{target.name}.old")
         if target.exists():
             check_free(target, replaceable)
+            check_free(old, replaceable)
+            shutil.rmtree(old, ignore_errors=True)  # left by a process killed at the very end
             target.replace(old)
-        hidden.replace(target)
+        try:
+            hidden.replace(target)
+        except OSError:
+            if old.exists():
+                old.replace(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
         sync(target.parent)
     except BaseException:
@@ -51,13 +59,18 @@ def check_free(target: Path, replaceable: Collection[str] = ()) -> None:
     """Nothing would be lost if the target were replaced.
 
     Raises:
-        ValueError: it is a file, or a folder that holds something.
+        ValueError: it is a file or below one, a folder that holds something, or where this process stands.
     """
     if target.is_dir():
+        if target.resolve() == Path.cwd():
+            raise ValueError(f"{target} is the current folder, which cannot be exchanged; name a new folder in it")
         if held := sorted(path.name for path in target.iterdir() if path.name not in replaceable):
             raise ValueError(f"{target} exists and holds {held[0]}; name a new folder, or empty this one")
     elif target.exists() or target.is_symlink():
-        raise ValueError(f"{target} exists and is a file; name a new folder")
+        raise ValueError(f"{target} exists and is {'a file' if target.exists() else 'a link to nothing'}; name a new "
+                         f"folder")  # fmt: skip
+    elif above := [folder for folder in target.parents if folder.exists() and not folder.is_dir()]:
+        raise ValueError(f"{target} cannot be a folder, since {above[0]} is a file")
 
 
 def sync(folder: Path) -> None:

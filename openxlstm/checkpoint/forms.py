@@ -43,7 +43,7 @@ class Rule:
 def _read_tied(tensors: Tensors) -> Tensors:
     embedding, head = tensors
     if not torch.equal(embedding, head):
-        raise ValueError("is said to be one tensor for both, but the two differ")
+        raise ValueError("are one tensor according to the config, and differ in the file")
     return (embedding,)
 
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from openxlstm.checkpoint.fields import checked
 from openxlstm.models.checks import did_you_mean
 from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
@@ -39,6 +40,7 @@ IN_TREE_DEFAULTS: dict[str, Any] = {  # what the in-tree class assumes for a fac
     "norm_eps": 1e-6, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "eps": 1e-6, "ffn_proj_factor": 2.667,
     "ffn_round_up_to_multiple_of": 64, "gate_soft_cap": 15.0, "output_logit_soft_cap": 30.0,
 }  # fmt: skip
+SIZES = {"embedding_dim": 1, "num_blocks": 1}  # whole numbers without a default
 ALIASES = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}  # two in-tree names for one fact
 
 NATIVE_KERNELS = {  # the published 7B file names Triton kernels, which need a GPU; these run everywhere
@@ -159,7 +161,7 @@ def from_hf_config(data: Mapping[str, Any], *, ffn_width: int | None = None) -> 
 def _from_ours(data: Mapping[str, Any]) -> Config:
     """Every native field must be there, so a misspelt one is noticed; what else transformers keeps is ignored."""
     architecture = data.get("architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(f"config.json must name its architecture, one of xlstm, xlstm_large; it says {architecture!r}")
     cls = ARCHITECTURES[architecture]
     fields = [field.name for field in dataclasses.fields(cls)]
@@ -205,8 +207,10 @@ def large_from_facts(facts: Mapping[str, Any], *, ffn_width: int | None = None) 
         ffn_width: what the tensors say, which counts: the factor is a recipe, and peers round it differently.
 
     Raises:
-        ValueError: biases or a missing last norm, which this model has not; a width that is no width of the factor.
+        ValueError: a value that is no size or factor; biases or a missing last norm, which this model has not; a width
+            that is no width of the factor.
     """
+    facts = checked(facts, SIZES | IN_TREE_DEFAULTS, "the config")
     if facts["use_bias"]:
         raise ValueError("use_bias is true; xLSTMLarge has no biases but those of the gates, as every published model")
     if not facts["add_out_norm"]:
@@ -229,11 +233,11 @@ def large_from_facts(facts: Mapping[str, Any], *, ffn_width: int | None = None) 
         qk_width=int(D * facts["qk_dim_factor"]),
         v_width=int(D * facts["v_dim_factor"]),
         ffn_width=peer if ffn_width is None else ffn_width,
-        gate_soft_cap=float(facts["gate_soft_cap"]),
-        logit_soft_cap=float(facts["output_logit_soft_cap"]),
-        tie_embeddings=bool(facts.get("tie_word_embeddings", False)),
-        norm_eps=float(facts["norm_eps"]),
-        eps=float(facts["eps"]),
+        gate_soft_cap=facts["gate_soft_cap"],
+        logit_soft_cap=facts["output_logit_soft_cap"],
+        tie_embeddings=facts.get("tie_word_embeddings", False),
+        norm_eps=facts["norm_eps"],
+        eps=facts["eps"],
     )
 
 

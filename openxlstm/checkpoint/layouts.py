@@ -67,8 +67,14 @@ def recognise(source: Source, config: Mapping[str, Any] | None) -> tuple[Plan, S
     """
     names = source.entries.keys()
     kind = None if config is None else config.get("model_type")
-    if config is not None and kind is None and config.get("architecture") in hf_layout.ARCHITECTURES:
-        facts_of = hf_layout.ARCHITECTURES[config["architecture"]].from_dict
+    architecture = None if config is None else config.get("architecture")
+    if (
+        config is not None
+        and kind is None
+        and isinstance(architecture, str)
+        and architecture in hf_layout.ARCHITECTURES
+    ):
+        facts_of = hf_layout.ARCHITECTURES[architecture].from_dict
         native = facts_of({key: value for key, value in config.items() if key != "architecture"})
         return Plan("ours", native, identity(native)), source
     if kind == hf_layout.OURS:

@@ -102,7 +102,9 @@ class Reader:
 
     def dtype(self, name: str) -> torch.dtype:
         """What `read` will return, without reading."""
-        return self._source.entries[self._rule_of[name].theirs[0]].dtype
+        row = self._rule_of[name]
+        same = len(row.ours) == len(row.theirs)  # one by one: NX-AI's CUDA cell holds R in bf16 and b in fp32
+        return self._source.entries[row.theirs[row.ours.index(name) if same else 0]].dtype
 
     def read(self, name: str) -> Tensor:
         """The tensor of ours by this name; it may share memory with others of its rule, so do not write to it.

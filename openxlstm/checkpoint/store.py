@@ -43,11 +43,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
 
     A failure (a full disk, a signal) leaves what was there before and raises.
     """
-    if not isinstance(model, (xLSTM, xLSTMLarge)):
-        raise ValueError(
-            f"save() takes an xLSTM or an xLSTMLarge; got {type(model).__name__}. Of a wrapped or compiled model, pass "
-            f"the model inside; of any other module, save state_dict()"
-        )
+    check_model(model, "save()")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _describe(model)
@@ -105,6 +101,19 @@ def load(
         name: reader.read(name).to(device=device, dtype=dtype, copy=True).contiguous()
         for name in build(plan.config).state_dict()
     })  # fmt: skip
+
+
+def check_model(model: object, caller: str) -> None:
+    """Only whole models of this library have a config to write down.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(model, (xLSTM, xLSTMLarge)):
+        raise ValueError(
+            f"{caller} takes an xLSTM or an xLSTMLarge; got {type(model).__name__}. Of a wrapped or compiled model, "
+            f"pass the model inside; of any other module, save state_dict()"
+        )
 
 
 def _filled(config: xLSTMConfig | xLSTMLargeConfig, tensors: Mapping[str, Tensor]) -> Model:

@@ -86,18 +86,18 @@ class Recurrent(nn.Module):
 
     def forward(
         self,
-        x: Tensor | PackedSequence,
-        state: Start | None = None,
+        input: Tensor | PackedSequence,
+        hx: Start | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, RNNState]:
-        """Run over whole sequences, of any length, 0 included.
+        """Run over whole sequences, of any length, 0 included. The first two names are those of nn.LSTM.
 
         Args:
-            x: [time, batch, input_size], with batch_first [batch, time, input_size], of one sequence [time,
+            input: x, [time, batch, input_size], with batch_first [batch, time, input_size], of one sequence [time,
                 input_size], or a PackedSequence.
-            state: what a call before returned, whole or as (h, c); None or zeros begin afresh.
+            hx: what a call before returned, whole or as (h, c); None or zeros begin afresh.
             lengths: [batch], steps that exist per sequence; what stands behind them influences nothing.
             reset: bool, shaped as x without its features: True where a sequence (an episode) starts, so that this step
                 remembers nothing. Of a packed input in the padded shape.
@@ -109,9 +109,9 @@ class Recurrent(nn.Module):
         Raises:
             ValueError: shapes, dtypes or a state that do not fit, with what would.
         """
-        batch = sequences.read(x, lengths, reset, self.input_size, self.batch_first)
+        batch = sequences.read(input, lengths, reset, self.input_size, self.batch_first)
         self._check_dtype(batch.x)
-        start = None if state is None else self._start(state, batch.x, batch.batched)
+        start = None if hx is None else self._start(hx, batch.x, batch.batched)
         y, h, after, directions = batch.x, [], [], 1 + self.bidirectional
         for index in range(0, len(self.layers), directions):
             outputs = []
@@ -174,8 +174,9 @@ class Recurrent(nn.Module):
 
     def _from_pair(self, pair: Sequence[Tensor], x: Float[Tensor, "B T D"], batched: bool) -> RNNState:
         """(h, c) as a state: the c of this module, or one of nn.LSTM's shape to begin from."""
-        if len(pair) != 2:
-            raise ValueError(f"a state is what a call before returned, or a pair (h, c); got {len(pair)} tensors")
+        if isinstance(pair, Tensor) or len(pair) != 2:
+            got = "one tensor, as for nn.GRU" if isinstance(pair, Tensor) else f"{len(pair)} tensors"
+            raise ValueError(f"a state is what a call before returned, or a pair (h, c); got {got}")
         S, B = len(self.layers), x.shape[0]
         axes = [S, B] if batched else [S]
         h, c = pair
@@ -204,11 +205,11 @@ class Recurrent(nn.Module):
     def _check_zeros(self, h: Tensor, c: Tensor) -> None:
         """nn.LSTM's zeros mean "nothing seen yet" here too; other numbers of its shape cannot be this memory."""
         if torch.compiler.is_compiling():
-            raise ValueError("while compiling pass state=None, not zeros: nobody can look whether they are zeros")
+            raise ValueError("while compiling pass hx=None, not zeros: nobody can look whether they are zeros")
         if h.any() or c.any():
             raise ValueError(
                 f"c is [..., {self.hidden_size}], nn.LSTM's shape, and not zero; the memory of this module is "
-                f"[..., {self.memory_size}] and cannot be made from it. Begin with state=None, or with a state or pair "
+                f"[..., {self.memory_size}] and cannot be made from it. Begin with hx=None, or with a state or pair "
                 f"(h, c) that this module returned; only rnn.sLSTM without proj_size can begin from nn.LSTM's (h, c)"
             )
 

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("yaml")
 from checkpoint.peers import awake
 from models.small_models import build, tokens
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from openxlstm.checkpoint import convert as module
 from openxlstm.checkpoint import folders, store, stream
@@ -260,6 +260,56 @@ def test_every_layout_has_a_name_for_every_tensor_and_none_twice():
             assert len(set(theirs)) == len(theirs), (name, to)
 
 
+def test_a_tensor_keeps_its_dtype_where_its_neighbours_have_another(tmp_path):
+    """NX-AI's CUDA cell holds R in bf16 beside b in fp32, by its defaults."""
+    model = model_of("xlstm")
+    export(model, tmp_path / "nx", to="nxai")
+    tensors = load_file(tmp_path / "nx" / "model.safetensors")
+    tensors = {name: t.bfloat16() if name.endswith("_recurrent_kernel_") else t for name, t in tensors.items()}
+    save_file(tensors, tmp_path / "nx" / "model.safetensors")
+    for to in ("ours", "nxai"):
+        convert(tmp_path / "nx", tmp_path / to, to=to)
+        again = load(tmp_path / to)
+        kinds = {name.rpartition(".")[2]: p.dtype for name, p in again.named_parameters()}
+        assert (kinds["R"], kinds["b"]) == (torch.bfloat16, torch.float32)
+
+
+def test_odd_targets(tmp_path, monkeypatch):
+    """Links, the current folder, files on the way; what a killed process left; a failure in the last step."""
+    model = model_of("xlstm")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for name, sentence in ((".", "is the current folder"), ("file", "is a file"), ("file/x", "is a file"),
+                           ("link", "a link to nothing")):  # fmt: skip
+        if name == "link":
+            Path(name).symlink_to("nowhere")
+        with pytest.raises(ValueError, match=sentence):
+            export(model, name, to="ours")
+    Path("link").unlink()
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    export(model, "link", to="ours")
+    assert Path("link").is_symlink()
+    assert load("real").config == model.config
+    Path(".real.old").mkdir()
+    (Path(".real.old") / "config.json").write_text("of a process that was killed")
+    export(model, "real", to="hf")
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "link", "real"]
+    before = {path.name: path.read_bytes() for path in Path("real").iterdir()}
+    replace = Path.replace
+
+    def fail_at_last(self, to):
+        if self.name.endswith(".partial"):
+            raise OSError("no more")
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", fail_at_last)
+    with pytest.raises(OSError, match="no more"):
+        export(model, "real", to="ours")
+    assert {path.name: path.read_bytes() for path in Path("real").iterdir()} == before
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "link", "real"]
+
+
 MEASURED = r"""
 import re, sys
 from pathlib import Path
@@ -276,9 +326,9 @@ print(before, peak(), report.bytes, len(report.files))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("vocabulary", "blocks"), [(4096, 20), (60_000, 1)])
+@pytest.mark.parametrize(("vocabulary", "blocks"), [(4096, 9), (40_000, 1)])
 def test_memory_is_that_of_two_tensors_not_of_the_model(vocabulary, blocks, tmp_path, record_property):
-    """1 GB whose largest tensor has 17 MB, or 0.5 GB and 246 MB: from NX-AI's large layout to Hugging Face."""
+    """0.5 GB whose largest tensor has 17 MB, or 0.4 GB and 164 MB: from NX-AI's large layout to Hugging Face."""
     config = xLSTMLargeConfig(vocab_size=vocabulary, width=1024, blocks=blocks, heads=4)
     dtypes = dict.fromkeys(module.our_tensors(config), torch.float32)
     target = module.target_of(config, "nxai-large", "vanilla", dtypes, {})
@@ -293,7 +343,7 @@ def test_memory_is_that_of_two_tensors_not_of_the_model(vocabulary, blocks, tmp_
     before, after, size, files = map(int, done.stdout.split())
     shutil.rmtree(source)
     shutil.rmtree(tmp_path / "target")
-    assert size > (1e9 if blocks > 1 else 5e8)
+    assert size > 3.5e8
     assert files > 3
     growth, largest = (after - before) * 1024, vocabulary * 1024 * 4
     record_property(

@@ -363,3 +363,97 @@ def test_arguments_of_convert(hf, tmp_path):
     assert said == "to='gguf' must be one of hf, nxai, nxai-large, ours"
     assert "shard_size=0 must be at least 1 byte" in refused(convert, hf, tmp_path / "b", to="hf", shard_size=0)
     assert "there is no file or folder" in refused(convert, tmp_path / "x.pt", tmp_path / "b", to="hf")
+
+
+LARGE_KINDS = (
+    ("hidden_size", "24", "embedding_dim must be a whole number; got '24'"),
+    ("hidden_size", 24.0, "embedding_dim must be a whole number; got 24.0"),
+    ("num_heads", "3", "num_heads must be a whole number"),
+    ("vocab_size", [23], "vocab_size must be a whole number"),
+    ("qk_dim_factor", "half", "qk_dim_factor must be a finite number; got 'half'"),
+    ("qk_dim_factor", float("nan"), "qk_dim_factor must be a finite number; got nan"),
+    ("ffn_round_up_to_multiple_of", 0, "ffn_round_up_to_multiple_of must be a whole number above 0"),
+    ("eps", float("inf"), "eps must be a finite number"),
+    ("tie_word_embeddings", "no", "tie_word_embeddings must be true or false; got 'no'"),
+)
+
+
+@pytest.mark.parametrize(("field", "value", "sentence"), LARGE_KINDS)
+def test_values_of_another_kind_in_the_config_of_a_large_model(field, value, sentence, hf):
+    config = json.loads((hf / "config.json").read_text()) | {field: value}
+    if field == "hidden_size":
+        config["embedding_dim"] = value
+    (hf / "config.json").write_text(json.dumps(config))
+    assert sentence in refused(load, hf)
+    config |= {"hidden_size": 24, "embedding_dim": 24, "num_heads": 3, "vocab_size": 23, "qk_dim_factor": 0.5,
+               "ffn_round_up_to_multiple_of": 64, "eps": "1e-6", "tie_word_embeddings": False}  # fmt: skip
+    (hf / "config.json").write_text(json.dumps(config))
+    assert load(hf).config.eps == 1e-6  # YAML writes numbers so
+
+
+NX_KINDS = (
+    ("num_blocks", 0, "slstm_at has block 1, and num_blocks=0"),
+    ("slstm_at", [7], "slstm_at has block 7, and num_blocks=2"),
+    ("slstm_at", 1, "slstm_at must be a list of whole numbers, or 'all'; got 1"),
+    ("slstm_at", ["1"], "slstm_at must be a list of whole numbers"),
+    ("dropout", None, "dropout must be a finite number; got None"),
+    ("tie_weights", "yes", "tie_weights must be true or false"),
+    ("slstm_block", None, "has no slstm_block, and the tensors have such blocks"),
+    ("mlstm_block", "x", "mlstm_block must hold fields; got 'x'"),
+    ("slstm_block.feedfoward", {}, "has no field 'feedfoward'; did you mean 'feedforward'?"),
+    ("mlstm_block.mlstm", [4], "mlstm must hold fields; got [4]"),
+    ("mlstm_block.mlstm.proj_factor", "two", "proj_factor must be a finite number; got 'two'"),
+    ("mlstm_block.mlstm.proj_factor", float("inf"), "proj_factor must be a finite number; got inf"),
+    (
+        "mlstm_block.mlstm.round_proj_up_to_multiple_of",
+        0,
+        "round_proj_up_to_multiple_of must be a whole number above 0",
+    ),
+    ("mlstm_block.mlstm.qkv_proj_blocksize", 2, "qkv_proj_blocksize=2, and the tensors 4"),
+    ("slstm_block.slstm.group_norm_weight", False, "group_norm_weight=False, and the tensors True"),
+    ("slstm_block.feedforward.bias", True, "feedforward bias=True, and the tensors False"),
+)
+
+
+@pytest.mark.parametrize(("path", "value", "sentence"), NX_KINDS)
+def test_fields_of_another_kind_or_for_others_in_the_config_of_nx(path, value, sentence, nx, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    config = yaml.safe_load((tmp_path / "nx" / "config.yaml").read_text())
+    *above, last = path.split(".")
+    level = config
+    for key in above:
+        level = level[key]
+    level[last] = value
+    assert sentence in refused(load, tmp_path / "nx" / "model.safetensors", config=config)
+
+
+def test_slstm_blocks_may_be_counted_from_the_end(nx, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    config = yaml.safe_load((tmp_path / "nx" / "config.yaml").read_text()) | {"slstm_at": [-1]}
+    assert load(tmp_path / "nx" / "model.safetensors", config=config).config.pattern == "ms"
+
+
+@pytest.mark.parametrize("shape", [(), (23,)])
+def test_embeddings_of_another_shape_are_named(shape, nx, hf, tmp_path):
+    torch.save(nx | {"token_embedding.weight": torch.ones(shape)}, tmp_path / "nx.pt")
+    assert "token_embedding.weight has shape" in refused(load, tmp_path / "nx.pt")
+    large = {"embedding.weight": torch.ones(shape)}
+    for file in hf.glob("*.safetensors"):
+        large |= {name: tensor for name, tensor in load_file(file).items() if "embeddings" not in name}
+    torch.save(large, tmp_path / "large.pt")
+    assert "embedding.weight has shape" in refused(load, tmp_path / "large.pt")
+
+
+def test_what_cannot_be_exported(tmp_path):
+    plain = getattr(export, "__wrapped__", export)
+    model = xLSTM(xLSTMConfig(vocab_size=5, width=8, heads=2, pattern="m"))
+    compiled = torch.compile(model, backend="eager")
+    assert "export() takes an xLSTM or an xLSTMLarge; got Linear" in refused(
+        plain, torch.nn.Linear(1, 1), tmp_path / "a", to="ours"
+    )
+    assert "pass the model inside" in refused(plain, compiled, tmp_path / "a", to="ours")
+    (tmp_path / "words").mkdir()
+    assert "is a folder without a tokenizer" in refused(
+        export, model, tmp_path / "a", to="ours", tokenizer=tmp_path / "words"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["words"]

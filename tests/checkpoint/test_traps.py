@@ -273,7 +273,7 @@ def test_trap_16_tied_files_hold_both_keys_and_they_are_equal(tmp_path):
     tensors["lm_head.weight"] += 1
     torch.save(tensors, file)
     config = tmp_path / "nx" / "config.yaml"
-    with pytest.raises(ValueError, match=r"token_embedding.weight and lm_head.weight is said to be one tensor"):
+    with pytest.raises(ValueError, match=r"token_embedding.weight and lm_head.weight are one tensor"):
         load(file, config=config)
     _, tensors = large_tensors("hf", tie_embeddings=True)  # equal by chance or not: untied stays untied
     tensors["lm_head.weight"] = tensors["backbone.embeddings.weight"]

@@ -25,6 +25,8 @@ def test_the_constructor_is_that_of_nn_lstm(kind):
     assert "device" in ours
     assert "dtype" in ours
     assert ("proj_size" in ours) == (kind != "xLSTM")
+    module, x = build(kind, batch_first=True), x_of()
+    assert torch.equal(module(input=x, hx=None)[0], module(x)[0])  # nn.LSTM's own keywords
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,6 +78,11 @@ def test_initialisation_fills_every_parameter_and_opens_the_memory(kind):
         else:
             assert (cell.W_if.weight == 0).all()
             torch.testing.assert_close(cell.W_if.bias[4:], torch.linspace(3, 6, 4))
+    if kind == "xLSTM":  # the papers' tables: unlike forget biases by depth, small writes to the residual stream
+        first, last = (next(b.cell for b in layer.blocks if hasattr(b.cell, "R")) for layer in module.layers)
+        assert not torch.allclose(first.b[1], last.b[1])
+        for block in (block for layer in module.layers for block in layer.blocks):
+            assert block.ffn_down.weight.std() < 1.3 * 2 / (4 * 32**0.5)  # four blocks write
     before = [p.clone() for p in module.parameters()]
     module.reset_parameters()
     assert any(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
@@ -145,6 +152,10 @@ REFUSALS = [
     (lambda m: m(x_of(), (torch.zeros(1, 2, U), torch.zeros(1, 2, 5))), r"c of the state must be \[1, 2, \d+\] or"),
     (lambda m: m(x_of(), (torch.zeros(2, 1, U), torch.zeros(2, 1, U))), r"h of the state must be \[1, 2, 6\]"),
     (lambda m: m(x_of(), [torch.zeros(1, 2, U)]), "got 1 tensor"),
+    (
+        lambda m: inspect.unwrap(type(m)._from_pair)(m, torch.zeros(1, 2, U), x_of(), True),
+        "got one tensor, as for nn.GRU",
+    ),
     (lambda m: m.step(x_of()), r"step takes \[batch, 5\]"),
     (lambda m: build("sLSTM", bidirectional=True).step(x_of()[0]), "would need the future"),
 ]
@@ -165,7 +176,7 @@ def test_a_matrix_cannot_be_made_from_a_vector():
     ones = torch.ones(1, 2, U, dtype=torch.float64)
     for module in (build("mLSTM"), build("xLSTM"), build("sLSTM", proj_size=3)):
         h = ones[..., : module.width]
-        with pytest.raises(ValueError, match="cannot be made from it. Begin with state=None"):
+        with pytest.raises(ValueError, match="cannot be made from it. Begin with hx=None"):
             module(x_of(), (h, ones))
 
 
