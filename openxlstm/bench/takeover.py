@@ -145,13 +145,14 @@ def difference(got: torch.Tensor, want: torch.Tensor) -> float:
 @torch.no_grad()
 def measure(theirs: nn.Module, ours: nn.Module, runs: int) -> list[dict[str, Any]]:
     """Median seconds of both sides for every kind of work."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for length in LENGTHS:
         x = tokens(1, length)
-        rows.append({"work": f"prefill of {length}"} | turns(*(prefill(model, x) for model in (theirs, ours)), runs, 1))
+        row = turns(prefill(theirs, x), prefill(ours, x), runs, 1)
+        rows.append({"work": f"prefill of {length}"} | row)
     for batch in BATCHES:
-        sides = (decode(model, batch) for model in (theirs, ours))
-        rows.append({"work": f"a token, batch {batch}"} | turns(*sides, runs, 10))
+        row = turns(decode(theirs, batch), decode(ours, batch), runs, 10)
+        rows.append({"work": f"a token, batch {batch}"} | row)
     return rows
 
 

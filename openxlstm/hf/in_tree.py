@@ -28,7 +28,7 @@ class xLSTMConfig(ours.xLSTMConfig):
         super().__post_init__(**({"model_type": hf_layout.IN_TREE} | kwargs))
         # Of this instance. Weights are converted by the instance's type, and what is registered for "xlstm" would also
         # be applied, and reversed on saving, by the in-tree class.
-        self.model_type = hf_layout.OURS
+        self.model_type = hf_layout.OURS  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         """What the in-tree class reads."""

@@ -118,6 +118,10 @@ class xLSTMPreTrainedModel(PreTrainedModel):
             ValueError: a tensor of the model is missing, or one in the file is unknown. A new head on a pretrained
                 backbone, and a backbone from a file with a head, are meant.
         """
+        if kwargs.get("gguf_file") is not None:
+            raise ValueError(
+                "transformers reads no xLSTM from GGUF files; give from_pretrained a folder of safetensors"
+            )
         asked = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -151,7 +155,7 @@ class xLSTMPreTrainedModel(PreTrainedModel):
         """
         if layout not in (None, "openxlstm", "in-tree"):
             raise ValueError(f'layout={layout!r} does not exist; there are "openxlstm" and "in-tree"')
-        config = self.config
+        config: Any = self.config
         theirs = isinstance(config, in_tree.xLSTMConfig) if layout is None else layout == "in-tree"
         if theirs and config.tie_embeddings and isinstance(self, xLSTMForCausalLM):
             # The in-tree class does not tie, so the file repeats the embedding
@@ -159,7 +163,8 @@ class xLSTMPreTrainedModel(PreTrainedModel):
             kwargs["state_dict"] = state | {"lm_head.weight": state["backbone.embeddings.weight"].clone()}
         try:
             self.config = in_tree.of_ours(config) if theirs else in_tree.as_ours(config)
-            super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+            kwargs["save_original_format"] = save_original_format
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config = config
 

@@ -99,7 +99,7 @@ def accelerate(model: Model) -> Model:
     _check_parts(found[0], config)
     native = config.native()
     assert isinstance(native, xLSTMLargeConfig), "the only architecture in-tree"
-    old = found[0].config
+    old: Any = found[0].config
     for module in found:
         _take_over_model(module, config, native)
     _point_to(model, found, old, config)
@@ -146,7 +146,8 @@ def unregister() -> None:
     if CONFIG_MAPPING._extra_content.get(in_tree.xLSTMConfig.model_type) is in_tree.xLSTMConfig:
         del CONFIG_MAPPING._extra_content[in_tree.xLSTMConfig.model_type]
     for auto in HEADS:
-        auto._model_mapping._extra_content.pop(in_tree.xLSTMConfig, None)
+        registered: Any = auto._model_mapping
+        registered._extra_content.pop(in_tree.xLSTMConfig, None)
 
 
 class PatchedModel(xLSTMModel):
@@ -187,7 +188,7 @@ def _put_back() -> None:
         from transformers.models.xlstm import modeling_xlstm
 
         # No module holds the original by its name any more; the base class of the head knows its children
-        base = modeling_xlstm.xLSTMForCausalLM.__mro__[1]
+        base: type = modeling_xlstm.xLSTMForCausalLM.__mro__[1]
         (original,) = (cls for cls in base.__subclasses__() if cls.__qualname__ == "xLSTMModel")
         for module in places:
             module.xLSTMModel = original  # type: ignore[attr-defined]
@@ -215,10 +216,10 @@ def _name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _check_parts(model: nn.Module, config: xLSTMConfig) -> None:
+def _check_parts(model: Any, config: xLSTMConfig) -> None:
     """That every block can be ours, and that what the config says is so."""
     backbone = model.backbone if MODELS[_name(model)] is xLSTMForCausalLM else model
-    for index, block in enumerate(backbone.blocks):  # type: ignore[arg-type]
+    for index, block in enumerate(backbone.blocks):
         if _part(block) is not mLSTMBlock or _part(block.mlstm_layer) is not mLSTMLayer:
             raise ValueError(f"block {index} is a {type(block).__name__}, which is no block of the in-tree model")
         if "qkv_opreact" in block.mlstm_layer._modules:
