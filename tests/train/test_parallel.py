@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # two launches, under a minute together on two cores that are free
+
 PROGRAM = Path(__file__).with_name("rank_program.py")
 RECIPE = """
 [model]
