@@ -158,6 +158,12 @@ def test_a_file_that_does_not_fit_is_refused_by_name(change, sentence, tmp_path)
         Auto.from_pretrained(tmp_path)
 
 
+def test_gguf_files_are_refused_with_the_way_out(tmp_path):
+    build("large").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a folder of safetensors"):
+        oxhf.xLSTMForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_head_on_a_pretrained_backbone_and_a_backbone_out_of_a_language_model(kind, tmp_path):
     model, x = build(kind), text(3, 9)
