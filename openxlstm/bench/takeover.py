@@ -89,7 +89,8 @@ def pair(size: str) -> tuple[nn.Module, nn.Module]:
 
     width, blocks, heads = SIZES[size]
     torch.manual_seed(0)
-    theirs = in_tree.fresh_model(vocab_size=512, hidden_size=width, num_hidden_layers=blocks, num_heads=heads).eval()
+    sizes = {"vocab_size": 512, "hidden_size": width, "num_hidden_layers": blocks, "num_heads": heads}
+    theirs = in_tree.fresh_model(sizes).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             if parameter.ndim > 1:

@@ -85,7 +85,7 @@ def facts_of(native: ours.Native, tokens: dict[str, Any]) -> dict[str, Any]:
     return hf_layout.to_in_tree_config(native, **tokens)
 
 
-def fresh_model(**fields: Any) -> Any:
+def fresh_model(fields: dict[str, Any]) -> Any:
     """The in-tree class itself, newly initialised: what a takeover is compared with."""
     from transformers import xLSTMConfig as TheirConfig
     from transformers import xLSTMForCausalLM as TheirModel

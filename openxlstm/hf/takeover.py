@@ -11,6 +11,7 @@ head: `logits_to_keep` and masks that nobody passed are made, or not made, by th
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 from types import MethodType
@@ -164,9 +165,7 @@ class PatchedModel(xLSTMModel):
 
 def patch_transformers() -> None:
     """Have `from_pretrained` and `from_config` of in-tree classes build our backbone, in code that we cannot change."""
-    import transformers.models.xlstm.modeling_xlstm  # classes of modules that are not imported yet are not replaced
-
-    assert transformers.models.xlstm.modeling_xlstm
+    importlib.import_module(HERE)  # classes of modules that are not imported yet are not replaced
     monkey_patching.register_patch_mapping({PATTERN: PatchedModel}, overwrite=True)
 
 
@@ -189,7 +188,8 @@ def _put_back() -> None:
 
         # No module holds the original by its name any more; the base class of the head knows its children
         base: type = modeling_xlstm.xLSTMForCausalLM.__mro__[1]
-        (original,) = (cls for cls in base.__subclasses__() if cls.__qualname__ == "xLSTMModel")
+        children: list[type] = base.__subclasses__()
+        (original,) = (child for child in children if child.__qualname__ == "xLSTMModel")
         for module in places:
             module.xLSTMModel = original  # type: ignore[attr-defined]
 
