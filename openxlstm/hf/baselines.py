@@ -122,12 +122,12 @@ class Llama(nn.Module):
                 rms_norm_eps=config.norm_eps,
                 rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
                 tie_word_embeddings=config.tie_embeddings,
-                attn_implementation="sdpa",
                 use_cache=False,
                 bos_token_id=None,
                 eos_token_id=None,
             )
         )
+        self.network.set_attn_implementation("sdpa")
 
     def empty_state(self, batch: int) -> ModelState:
         """Nothing read yet, for `batch` sequences."""

@@ -10,10 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import B, H, assert_equal, normal, random_flags, slstm_inputs, slstm_results, slstm_state
+from support import (
+    B,
+    H,
+    assert_equal,
+    error,
+    mlstm_inputs,
+    mlstm_state,
+    normal,
+    random_flags,
+    slstm_inputs,
+    slstm_results,
+    slstm_state,
+)
 
 from openxlstm import kernels
-from openxlstm.cells import slstm, sLSTMState
+from openxlstm.cells import mlstm, mLSTMState, slstm, sLSTMState
 from openxlstm.kernels import cpu
 from openxlstm.kernels.cpu import library, ops
 from openxlstm.kernels.dispatch import Call
@@ -156,7 +168,9 @@ def test_second_derivatives_are_refused() -> None:
     ("facts", "sentence"),
     [
         ({"device": "cuda"}, "the tensors are on cuda"),
-        ({"op": "mlstm"}, "sLSTM only"),
+        ({"op": "mlstm"}, "the single step only"),
+        ({"op": "mlstm_step"}, "one step with gradients"),
+        ({"op": "mlstm_step", "needs_grad": False, "input_gate": "sigmoid"}, "other gates"),
         ({"op": "slstm_step"}, "one step with gradients"),
         ({"dtype": torch.float16}, "float16 is served by torch"),
     ],
@@ -233,3 +247,53 @@ def test_it_compiles_whole_for_every_length() -> None:
         got, want = (torch.autograd.grad(form(*x, state), x) for form in (compiled, loss))
         for one, other in zip(got, want, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@isas
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize(("K", "V"), [(1, 1), (5, 7), (16, 48), (33, 64), (64, 130)])
+def test_a_step_of_the_mlstm_is_the_definition(
+    isa: library.Native, K: int, V: int, dtype: torch.dtype, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_library", lambda: isa)
+    x = [p.detach()[:, 0] for p in mlstm_inputs(1, K=K, V=V, dtype=dtype)]
+    state = mlstm_state(K=K, V=V, dtype=torch.float32).detach()
+    x[0] = x[0].transpose(0, 1).contiguous().transpose(0, 1)  # other strides
+    flags = torch.arange(B) % 2 == 0
+    copies = [p.clone() for p in (*x, *state.tensors())]
+    for options in (
+        {},
+        {"reset": flags},
+        {"mask": flags},
+        {"reset": flags, "mask": ~flags},
+        {"reset": flags, "mask": flags},
+    ):
+        want_h, want = mlstm.step(*(p.double() for p in x), state.map(torch.Tensor.double), **options)
+        got_h, got = kernels.mlstm_step(*x, state, **options, backend="cpu")
+        assert got_h.dtype == dtype
+        pairs = [(got_h, want_h), *zip(got.tensors(), want.tensors(), strict=True)]
+        assert all(error(one, other) <= limit for one, other in pairs), (isa.name, list(options))
+    assert all(torch.equal(p, q) for p, q in zip((*x, *state.tensors()), copies, strict=True))
+    alone, _ = kernels.mlstm_step(*(p[:1] for p in x), state.select(torch.tensor([0])), backend="cpu")
+    assert torch.equal(alone, kernels.mlstm_step(*x, state, backend="cpu")[0][:1]), "a row notices its company"
+
+
+@needs_library
+def test_a_step_of_the_mlstm_with_extreme_gates_and_nan() -> None:
+    shape = (2, H, 6)
+    for i, f in ((200.0, -200.0), (-200.0, 200.0), (1e4, 1e4), (-1e4, -1e4)):
+        state = mLSTMState.empty(2, H, 6, 6)
+        for _ in range(3):
+            gates = torch.full((2, H), i), torch.full((2, H), f)
+            h, state = kernels.mlstm_step(*(torch.randn(shape) for _ in "qkv"), *gates, state, backend="cpu")
+            assert torch.isfinite(h).all()
+            assert all(torch.isfinite(part).all() for part in state.tensors())
+    for part in range(5):
+        x = [torch.randn(shape), torch.randn(shape), torch.randn(shape), torch.zeros(2, H), torch.zeros(2, H)]
+        x[part][0, 0] = torch.nan
+        h, _ = kernels.mlstm_step(*x, mLSTMState.empty(2, H, 6, 6), backend="cpu")
+        assert h[0, 0].isnan().any(), part
+        assert torch.isfinite(h[1]).all()
+        h, after = kernels.mlstm_step(*x, mLSTMState.empty(2, H, 6, 6), mask=torch.tensor([False, True]), backend="cpu")
+        assert torch.isfinite(h).all()
+        assert all(torch.isfinite(tensor).all() for tensor in after.tensors()), "a NaN where no step exists"

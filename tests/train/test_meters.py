@@ -113,7 +113,7 @@ def test_quantiles_are_measured_values() -> None:
 
 @pytest.mark.parametrize("pattern", ["m", "s", "msm"])
 def test_flops_of_the_paper_s_blocks_equal_what_torch_counts(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything outside the cells, to the last product. Convolutions are elementwise here: torch does not count them."""
+    """Everything outside the cells, to the last product. Convolutions are elementwise here, not counted by torch."""
     config = xLSTMConfig(vocab_size=11, width=24, heads=3, pattern=pattern, mlstm_width=48, ffn_width=40, conv=4)
     model, T = xLSTM(config), 6
     state = model.empty_state(2).blocks

@@ -1,4 +1,4 @@
-"""The cpu backend: native kernels behind a plain C interface. So far the sLSTM; the rest it refuses, in a sentence."""
+"""The cpu backend: native kernels behind a plain C interface. So far the sLSTM, and decoding with the mLSTM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from openxlstm.cells import sLSTMState
+from openxlstm.cells import mLSTMState, sLSTMState
 from openxlstm.kernels.cpu import ops as ops
 from openxlstm.kernels.cpu.library import native
 from openxlstm.kernels.torch.ops import refuse_forward_mode
@@ -20,9 +20,11 @@ def refuses(call: Call) -> str | None:
     """One sentence if this backend cannot serve the call."""
     if call.device != "cpu":
         return f"the tensors are on {call.device}"
-    if call.op.startswith("mlstm"):
-        return "the native library has kernels of the sLSTM only, so far"
-    if call.op == "slstm_step" and call.needs_grad:
+    if call.op == "mlstm":
+        return "of the mLSTM the native library has the single step only, so far"
+    if call.op == "mlstm_step" and (call.input_gate, call.forget_gate) != ("exp", "sigmoid"):
+        return "a step with other gates than an exponential input and a sigmoid forget gate is served by torch"
+    if call.op.endswith("_step") and call.needs_grad:
         return "one step with gradients is served by torch"
     if call.dtype not in (torch.float32, torch.bfloat16):
         return (
@@ -65,11 +67,31 @@ def slstm_step(
     return out[:, 0], state
 
 
+def mlstm_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: mLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    input_gate: str,
+    forget_gate: str,
+    eps: float,
+) -> tuple[Tensor, mLSTMState]:
+    """See `openxlstm.kernels.mlstm_step`; no gradients, and the gates that `refuses` lets through."""
+    refuse_forward_mode(q, k, v, i, f, state.C, state.n)
+    h, C, n, m = torch.ops.openxlstm_cpu.mlstm_step(q, k, v, i, f, state.C, state.n, state.m, reset, mask, eps)
+    return h, mLSTMState(C, n, m)
+
+
 def about() -> str:
     """What serves, for people: the instruction set, or why there is none."""
     if isinstance(_FOUND, str):
         return _FOUND
-    return f"native kernels of the sLSTM, {_FOUND.name} instructions; float32 and bfloat16"
+    return f"native kernels of the sLSTM and of the mLSTM's step, {_FOUND.name} instructions; float32 and bfloat16"
 
 
 _FOUND = native()  # at import, so that a decision reads no file and no environment variable

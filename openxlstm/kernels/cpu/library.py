@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 ISAS = ("baseline", "avx2", "avx512")  # by number, as csrc/openxlstm.h has them
 FILE = Path(__file__).with_name("_openxlstm.so")
-VERSION = 1  # XL_VERSION
+VERSION = 2  # XL_VERSION
 TAPE = 8  # vectors that the forward sweep keeps per step: XL_TAPE
 
 _STATE = ("h0", "c0", "n0", "m0")
@@ -44,6 +44,20 @@ class SlstmBackward(ctypes.Structure):
     ]
 
 
+class MlstmStep(ctypes.Structure):
+    """xl_mlstm_step."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("B", "H", "K", "V", "threads", "bf16")),
+        *((name, c_int64 * 2) for name in ("q_strides", "k_strides", "v_strides")),
+        ("eps", c_double),
+        *(
+            (name, c_void_p)
+            for name in ("q", "k", "v", "i", "f", "reset", "mask", "C", "n", "m", "h", "C1", "n1", "m1")
+        ),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """The loaded library and the instruction set that it uses."""
@@ -63,6 +77,10 @@ class Native:
     def slstm_backward(self, call: SlstmBackward) -> None:
         """Run one backward sweep."""
         _check(self.library.xl_run_slstm_backward(self.isa, ctypes.byref(call)))
+
+    def mlstm_step(self, call: MlstmStep) -> None:
+        """Run one step of the mLSTM."""
+        _check(self.library.xl_run_mlstm_step(self.isa, ctypes.byref(call)))
 
     def function(self, name: str, x: Tensor) -> Tensor:
         """exp, log1p, tanh or sigmoid of an fp32 tensor: what the gates are made of, for the tests of its accuracy."""
@@ -90,6 +108,7 @@ def native() -> Native | str:
         return "the native library was built from other sources than these; install openxlstm again"
     library.xl_run_slstm_forward.argtypes = [c_int, POINTER(SlstmForward)]
     library.xl_run_slstm_backward.argtypes = [c_int, POINTER(SlstmBackward)]
+    library.xl_run_mlstm_step.argtypes = [c_int, POINTER(MlstmStep)]
     library.xl_run_function.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int64]
     best = library.xl_best_isa()
     wanted = os.environ.get("OPENXLSTM_ISA")

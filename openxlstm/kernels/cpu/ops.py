@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.kernels.cpu.library import TAPE, Native, SlstmBackward, SlstmForward, native, pointer, threads
+from openxlstm.kernels.cpu.library import TAPE, MlstmStep, Native, SlstmBackward, SlstmForward, native, pointer, threads
 from openxlstm.kernels.torch.ops import once
 
 _lib = torch.library.Library("openxlstm_cpu", "DEF")
@@ -22,6 +22,10 @@ _lib.define(
 _lib.define(
     "slstm_backward(Tensor? dout, Tensor? dh, Tensor? dc, Tensor? dn, Tensor gates, Tensor R, Tensor b, Tensor c,"
     " Tensor n, Tensor? reset, Tensor? mask, Tensor tape) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_lib.define(
+    "mlstm_step(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor C, Tensor n, Tensor m, Tensor? reset,"
+    " Tensor? mask, float eps) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -85,6 +89,27 @@ def _slstm_backward(
     return draw.to(gates.dtype), dR.to(R.dtype), db.to(b.dtype), *starts
 
 
+def _mlstm_step(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C: Tensor, n: Tensor, m: Tensor,
+    reset: Tensor | None, mask: Tensor | None, eps: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    B, H, K = q.shape
+    V = v.shape[-1]
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    read = [_fp32(i), _fp32(f), _plain(reset), _plain(mask), C.contiguous(), n.contiguous(), m.contiguous()]
+    written = [q.new_empty(B, H, V), C.new_empty(B, H, K, V), n.new_empty(B, H, K), m.new_empty(B, H)]
+    call = MlstmStep(
+        B, H, K, V, threads(), q.dtype == torch.bfloat16, *(x.stride()[:2] for x in (q, k, v)), eps,
+        *(pointer(x) for x in (q, k, v, *read, *written)),
+    )  # fmt: skip
+    _library().mlstm_step(call)
+    return tuple(written)
+
+
+def _mlstm_step_fake(q: Any, k: Any, v: Any, i: Any, f: Any, C: Any, n: Any, m: Any, *rest: Any) -> tuple[Tensor, ...]:
+    return q.new_empty(v.shape), C.new_empty(C.shape), n.new_empty(n.shape), m.new_empty(m.shape)
+
+
 def _slstm_fake(gates: Any, R: Any, b: Any, h: Any, *rest: Any) -> tuple[Tensor, ...]:
     B, T, _, H, K = gates.shape
     state = [h.new_empty(B, H, K) for _ in range(4)]
@@ -109,7 +134,11 @@ def _gradient(ctx: Any, dout: Any, dh: Any, dc: Any, dn: Any, dm: Any, dtape: An
     return *gradients, *([None] * 5)
 
 
-for _name, _body, _fake in (("slstm", _slstm, _slstm_fake), ("slstm_backward", _slstm_backward, _slstm_backward_fake)):
+for _name, _body, _fake in (
+    ("slstm", _slstm, _slstm_fake),
+    ("slstm_backward", _slstm_backward, _slstm_backward_fake),
+    ("mlstm_step", _mlstm_step, _mlstm_step_fake),
+):
     _lib.impl(_name, _body, "CPU")
     torch.library.register_fake(f"openxlstm_cpu::{_name}", _fake, lib=_lib)
 torch.library.register_autograd("openxlstm_cpu::slstm", _gradient, setup_context=_save, lib=_lib)

@@ -6,6 +6,7 @@
     namespace isa {                                             \
     int slstm_forward(const xl_slstm_forward &);                \
     int slstm_backward(const xl_slstm_backward &);              \
+    int mlstm_step(const xl_mlstm_step &);                      \
     int function(const char *, const float *, float *, int64_t); \
     }
 
@@ -20,10 +21,11 @@ namespace {
 struct Table {
     int (*slstm_forward)(const xl_slstm_forward &);
     int (*slstm_backward)(const xl_slstm_backward &);
+    int (*mlstm_step)(const xl_mlstm_step &);
     int (*function)(const char *, const float *, float *, int64_t);
 };
 
-#define XL_TABLE(isa) {isa::slstm_forward, isa::slstm_backward, isa::function}
+#define XL_TABLE(isa) {isa::slstm_forward, isa::slstm_backward, isa::mlstm_step, isa::function}
 const Table tables[] = {
     XL_TABLE(xl_baseline),
 #if defined(__x86_64__)
@@ -59,6 +61,11 @@ int xl_run_slstm_forward(int isa, const xl_slstm_forward *call) {
 int xl_run_slstm_backward(int isa, const xl_slstm_backward *call) {
     const Table *t = table(isa);
     return t == nullptr ? XL_NO_ISA : t->slstm_backward(*call);
+}
+
+int xl_run_mlstm_step(int isa, const xl_mlstm_step *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->mlstm_step(*call);
 }
 
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count) {

@@ -1,6 +1,6 @@
 // The plain C interface of the native kernels: pointers, sizes, strides and a thread count in, an error code out.
 //
-// Letters: B batch, T time, H heads, K head width. Strides count elements. All tensors are fp32 except those marked
+// Letters: B batch, T time, H heads, K head width (of queries and keys), V width of values. Strides count elements. All tensors are fp32 except those marked
 // "any", which are fp32 or bf16 as `bf16` says. Nothing that goes in is written to.
 #pragma once
 
@@ -12,7 +12,7 @@ extern "C" {
 
 enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2 };
 
-#define XL_VERSION 1  // of this interface: the Python side refuses a library of another
+#define XL_VERSION 2  // of this interface: the Python side refuses a library of another
 
 #define XL_TAPE 8  // vectors of K that the forward sweep of the sLSTM keeps for its backward, per step
 
@@ -47,11 +47,26 @@ typedef struct {
     float *dh0, *dc0, *dn0;    // [B, H, K] contiguous
 } xl_slstm_backward;
 
+typedef struct {
+    int64_t B, H, K, V;
+    int64_t threads;
+    int64_t bf16;                                        // element type of q, k, v and h
+    int64_t q_strides[2], k_strides[2], v_strides[2];    // over B, H; the last stride is 1
+    double eps;
+    const void *q, *k, *v;                               // any [B, H, K], [B, H, K], [B, H, V]
+    const float *i, *f;                                  // [B, H] contiguous
+    const uint8_t *reset, *mask;                         // [B], or NULL
+    const float *C, *n, *m;                              // [B, H, K, V], [B, H, K], [B, H] contiguous
+    void *h;                                             // any [B, H, V] contiguous
+    float *C1, *n1, *m1;                                 // the state afterwards; not the one before
+} xl_mlstm_step;
+
 int xl_version(void);
 // The best instruction set of this machine: 0 the compiler's baseline, 1 AVX2 with FMA, 2 AVX-512 (F, BW, VL, DQ).
 int xl_best_isa(void);
 int xl_run_slstm_forward(int isa, const xl_slstm_forward *call);
 int xl_run_slstm_backward(int isa, const xl_slstm_backward *call);
+int xl_run_mlstm_step(int isa, const xl_mlstm_step *call);
 // name: "exp", "log1p" (0 <= x <= 1), "tanh", "sigmoid"; for the tests of their accuracy.
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count);
 
