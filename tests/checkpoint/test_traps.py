@@ -193,6 +193,7 @@ def test_trap_09_another_activation_is_refused(tmp_path):
     file, _, _ = nx_file(tmp_path)
     config = dataclasses.asdict(nx_config(pattern="ms", D=12, H=3))
     config["slstm_block"]["feedforward"]["act_fn"] = "swish"
+    config["vocab_size"] = 23  # as in the file
     with pytest.raises(ValueError, match=r"feedforward says act_fn='swish'; only 'gelu' can be read"):
         load(file, config=config)
 

@@ -18,7 +18,13 @@ import torch
 import transformers
 from hf.defects import CHECKS, CONFIG, GREEDY, Kit, padded, text
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    monkey_patching,
+)
 from transformers.models.xlstm import modeling_xlstm
 
 import openxlstm.hf as oxhf
@@ -395,9 +401,7 @@ def test_a_load_that_fails_leaves_transformers_as_it_was() -> None:
 def test_only_the_backbone_matches_the_pattern() -> None:
     from openxlstm.hf.takeover import PATTERN
 
-    names = [
-        name for name in dir(modeling_xlstm) if transformers.monkey_patching._compile_pattern(PATTERN).search(name)
-    ]
+    names = [name for name in dir(modeling_xlstm) if monkey_patching._compile_pattern(PATTERN).search(name)]
     assert names == ["xLSTMModel"]
 
 

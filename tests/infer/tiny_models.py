@@ -41,6 +41,9 @@ class Recurrent(nn.Module):
     def readout(self) -> tuple:
         raise NotImplementedError("nobody trains this")
 
+    def units(self) -> list:
+        raise NotImplementedError("nobody shards this")
+
     def empty_state(self, batch: int) -> ModelState:
         zeros = torch.zeros(batch, self.embedding.embedding_dim, dtype=torch.float64)
         return ModelState(blocks=(Trace(zeros, zeros[:, 0].clone()),))

@@ -89,7 +89,8 @@ model = build(recipe.model_config())
 optimiser = optim.build(model, recipe.optim)
 step(recipe.train.batch); optimiser.step(); optimiser.zero_grad(set_to_none=True)
 step(recipe.train.batch)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+high = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+peak = int(high.split()[1]) * 1024 - before           # not ru_maxrss: a child begins with its parent's
 print(json.dumps([said, peak]))
 """
 

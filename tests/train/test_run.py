@@ -358,8 +358,8 @@ def test_a_limit_in_minutes_brings_the_cool_down_forward(tmp_path: Path, train_s
     first = curve(folder)
     rates = {line["step"]: line["lr"] for line in first if "lr" in line}
     assert rates[cut["step"]] == 1e-2
-    assert rates[cut["step"] + 2] < 1e-2
-    assert rates[max(rates)] < 5e-3, f"{ending} at step {max(rates)} of {cut['end']}"
+    assert all(rate < 1e-2 for step, rate in rates.items() if step >= cut["step"] + 2)
+    assert ending == "out of time" or rates[max(rates)] < 5e-3, f"{ending} at step {max(rates)} of {cut['end']}"
     assert json.loads((folder / "plan.json").read_text())["cool_down_from"] == cut["step"]
     assert (
         ending == "out of time"
