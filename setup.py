@@ -20,8 +20,10 @@ FLAGS = [
     "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
     "-Wno-psabi",
 ]  # fmt: skip
-ISAS = {"baseline": (4, []), "avx2": (8, ["-mavx2", "-mfma"])} | {
-    "avx512": (16, ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"])
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+ISAS = {"baseline": (4, []), "avx2": (8, AVX2), "avx512": (16, AVX512)} | {
+    "avx512_bf16": (16, [*AVX512, "-mavx512bf16", "-mavx512vnni"])  # products of bf16 pairs and of int8 quadruples
 }
 
 

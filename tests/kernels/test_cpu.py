@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,12 +32,19 @@ from openxlstm.kernels.cpu import library, ops
 from openxlstm.kernels.dispatch import Call
 
 FOUND = library.native()
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 needs_library = pytest.mark.skipif(isinstance(FOUND, str), reason=str(FOUND))
 ISAS = [] if isinstance(FOUND, str) else [library.Native(FOUND.library, isa) for isa in range(FOUND.isa + 1)]
 
 
 def isas(function):  # a decorator: once for each instruction set of this machine
     return needs_library(pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)(function))
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here, so the installation could not build the library")
+def test_where_there_is_a_compiler_there_are_native_kernels() -> None:
+    """Every other test of this file is skipped without the library: this one says that it must not be missing."""
+    assert not isinstance(FOUND, str), FOUND
 
 
 @isas

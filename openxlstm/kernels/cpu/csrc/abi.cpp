@@ -14,6 +14,7 @@ XL_DECLARE(xl_baseline)
 #if defined(__x86_64__)
 XL_DECLARE(xl_avx2)
 XL_DECLARE(xl_avx512)
+XL_DECLARE(xl_avx512_bf16)
 #endif
 
 namespace {
@@ -31,6 +32,7 @@ const Table tables[] = {
 #if defined(__x86_64__)
     XL_TABLE(xl_avx2),
     XL_TABLE(xl_avx512),
+    XL_TABLE(xl_avx512_bf16),
 #endif
 };
 
@@ -45,10 +47,12 @@ int xl_version(void) { return XL_VERSION; }
 int xl_best_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
-        return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) return 3;
+    if (avx512) return 2;
+    if (avx2) return 1;
 #endif
     return 0;
 }

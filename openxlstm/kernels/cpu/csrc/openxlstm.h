@@ -10,9 +10,12 @@
 extern "C" {
 #endif
 
+// Everything is compiled with hidden visibility; what stands below is what the library shows.
+#pragma GCC visibility push(default)
+
 enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2 };
 
-#define XL_VERSION 2  // of this interface: the Python side refuses a library of another
+#define XL_VERSION 3  // of this interface: the Python side refuses a library of another
 
 #define XL_TAPE 8  // vectors of K that the forward sweep of the sLSTM keeps for its backward, per step
 
@@ -62,13 +65,16 @@ typedef struct {
 } xl_mlstm_step;
 
 int xl_version(void);
-// The best instruction set of this machine: 0 the compiler's baseline, 1 AVX2 with FMA, 2 AVX-512 (F, BW, VL, DQ).
+// The best instruction set of this machine: 0 the compiler's baseline, 1 AVX2 with FMA and F16C, 2 AVX-512 (F, BW, VL,
+// DQ), 3 AVX-512 with BF16 and VNNI.
 int xl_best_isa(void);
 int xl_run_slstm_forward(int isa, const xl_slstm_forward *call);
 int xl_run_slstm_backward(int isa, const xl_slstm_backward *call);
 int xl_run_mlstm_step(int isa, const xl_mlstm_step *call);
 // name: "exp", "log1p" (0 <= x <= 1), "tanh", "sigmoid"; for the tests of their accuracy.
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }
