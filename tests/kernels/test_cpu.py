@@ -176,7 +176,7 @@ def test_second_derivatives_are_refused() -> None:
     ("facts", "sentence"),
     [
         ({"device": "cuda"}, "the tensors are on cuda"),
-        ({"op": "mlstm"}, "the single step only"),
+        ({"op": "mlstm", "forget_gate": "exp"}, "an exponential forget gate"),
         ({"op": "mlstm_step"}, "one step with gradients"),
         ({"op": "mlstm_step", "needs_grad": False, "input_gate": "sigmoid"}, "other gates"),
         ({"op": "slstm_step"}, "one step with gradients"),

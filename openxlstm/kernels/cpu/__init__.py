@@ -1,4 +1,4 @@
-"""The cpu backend: native kernels behind a plain C interface. So far the sLSTM, and decoding with the mLSTM."""
+"""The cpu backend: native kernels behind a plain C interface."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from openxlstm.cells import mLSTMState, sLSTMState
+from openxlstm.kernels.cpu import mlstm_ops as mlstm_ops
 from openxlstm.kernels.cpu import ops as ops
-from openxlstm.kernels.cpu.library import native
+from openxlstm.kernels.cpu.library import LONGEST_CHUNK, native
 from openxlstm.kernels.torch.ops import refuse_forward_mode
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ def refuses(call: Call) -> str | None:
     """One sentence if this backend cannot serve the call."""
     if call.device != "cpu":
         return f"the tensors are on {call.device}"
-    if call.op == "mlstm":
-        return "of the mLSTM the native library has the single step only, so far"
+    if call.op == "mlstm" and call.forget_gate != "sigmoid":
+        return "an exponential forget gate is served by torch: weights above 1 need another order of work"
     if call.op == "mlstm_step" and (call.input_gate, call.forget_gate) != ("exp", "sigmoid"):
         return "a step with other gates than an exponential input and a sigmoid forget gate is served by torch"
     if call.op.endswith("_step") and call.needs_grad:
@@ -31,6 +32,35 @@ def refuses(call: Call) -> str | None:
             f"{str(call.dtype).removeprefix('torch.')} is served by torch; the native kernels take float32 and bfloat16"
         )
     return _MISSING
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: mLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    input_gate: str,
+    forget_gate: str,
+    eps: float,
+    chunk: int | None,
+) -> tuple[Tensor, mLSTMState]:
+    """See `openxlstm.kernels.mlstm`; here T >= 1, the arguments are checked, and the forget gate is a sigmoid.
+
+    A chunk is at most 256 steps long; a longer one that was asked for is cut, which changes rounding alone.
+    """
+    inputs = (q, k, v, i, f, state.C, state.n)
+    refuse_forward_mode(*inputs)
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    length = mlstm_ops.best_chunk(q.shape[-1], v.shape[-1]) if chunk is None else min(chunk, LONGEST_CHUNK)
+    h, C, n, m, *_kept = torch.ops.openxlstm_cpu.mlstm(
+        *inputs, state.m.detach(), reset, mask, input_gate, eps, length, save
+    )
+    return h, mLSTMState(C, n, m.detach())
 
 
 def slstm(
@@ -91,7 +121,7 @@ def about() -> str:
     """What serves, for people: the instruction set, or why there is none."""
     if isinstance(_FOUND, str):
         return _FOUND
-    return f"native kernels of the sLSTM and of the mLSTM's step, {_FOUND.name} instructions; float32 and bfloat16"
+    return f"native kernels of both cells, {_FOUND.name} instructions; float32 and bfloat16"
 
 
 _FOUND = native()  # at import, so that a decision reads no file and no environment variable

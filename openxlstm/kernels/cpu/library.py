@@ -17,7 +17,8 @@ from torch import Tensor
 
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")  # by number, as csrc/openxlstm.h has them
 FILE = Path(__file__).with_name("_openxlstm.so")
-VERSION = 3  # XL_VERSION
+VERSION = 4  # XL_VERSION
+LONGEST_CHUNK = 256  # XL_CHUNK
 TAPE = 8  # vectors that the forward sweep keeps per step: XL_TAPE
 
 _STATE = ("h0", "c0", "n0", "m0")
@@ -58,6 +59,34 @@ class MlstmStep(ctypes.Structure):
     ]
 
 
+_SIZES = ("B", "T", "H", "K", "V", "threads", "bf16", "input_gate", "chunk")
+_STRIDES = ("q_strides", "k_strides", "v_strides")
+_READ = ("q", "k", "v", "i", "f", "reset", "mask")
+
+
+class MlstmForward(ctypes.Structure):
+    """xl_mlstm_forward."""
+
+    _fields_ = [
+        *((name, c_int64) for name in _SIZES),
+        *((name, c_int64 * 3) for name in _STRIDES),
+        ("eps", c_double),
+        *((name, c_void_p) for name in (*_READ, "C", "n", "m", "h", "C1", "n1", "m1", "a", "states", "stabilisers")),
+    ]
+
+
+class MlstmBackward(ctypes.Structure):
+    """xl_mlstm_backward."""
+
+    _fields_ = [
+        *((name, c_int64) for name in _SIZES),
+        *((name, c_int64 * 3) for name in _STRIDES),
+        ("eps", c_double),
+        *((name, c_void_p) for name in ("dh", "dC", "dn", *_READ, "a", "states", "stabilisers")),
+        *((name, c_void_p) for name in ("dq", "dk", "dv", "di", "df", "dC0", "dn0")),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """The loaded library and the instruction set that it uses."""
@@ -81,6 +110,14 @@ class Native:
     def mlstm_step(self, call: MlstmStep) -> None:
         """Run one step of the mLSTM."""
         _check(self.library.xl_run_mlstm_step(self.isa, ctypes.byref(call)))
+
+    def mlstm_forward(self, call: MlstmForward) -> None:
+        """Run the mLSTM forward over a sequence."""
+        _check(self.library.xl_run_mlstm_forward(self.isa, ctypes.byref(call)))
+
+    def mlstm_backward(self, call: MlstmBackward) -> None:
+        """Run the mLSTM backward over a sequence."""
+        _check(self.library.xl_run_mlstm_backward(self.isa, ctypes.byref(call)))
 
     def function(self, name: str, x: Tensor) -> Tensor:
         """exp, log1p, tanh or sigmoid of an fp32 tensor: what the gates are made of, for the tests of its accuracy."""
@@ -109,6 +146,8 @@ def native() -> Native | str:
     library.xl_run_slstm_forward.argtypes = [c_int, POINTER(SlstmForward)]
     library.xl_run_slstm_backward.argtypes = [c_int, POINTER(SlstmBackward)]
     library.xl_run_mlstm_step.argtypes = [c_int, POINTER(MlstmStep)]
+    library.xl_run_mlstm_forward.argtypes = [c_int, POINTER(MlstmForward)]
+    library.xl_run_mlstm_backward.argtypes = [c_int, POINTER(MlstmBackward)]
     library.xl_run_function.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int64]
     best = library.xl_best_isa()
     wanted = os.environ.get("OPENXLSTM_ISA")
@@ -131,7 +170,7 @@ def threads() -> int:
 
 def _check(code: int) -> None:
     if code == 1:
-        raise MemoryError("the native kernel could not get memory for its working copy of R and of the states")
+        raise MemoryError("the native kernel could not get the memory that it works in")
     assert code == 0, f"the native library answered {code}"
 
 

@@ -7,6 +7,8 @@
     int slstm_forward(const xl_slstm_forward &);                \
     int slstm_backward(const xl_slstm_backward &);              \
     int mlstm_step(const xl_mlstm_step &);                      \
+    int mlstm_forward(const xl_mlstm_forward &);                \
+    int mlstm_backward(const xl_mlstm_backward &);              \
     int function(const char *, const float *, float *, int64_t); \
     }
 
@@ -23,10 +25,13 @@ struct Table {
     int (*slstm_forward)(const xl_slstm_forward &);
     int (*slstm_backward)(const xl_slstm_backward &);
     int (*mlstm_step)(const xl_mlstm_step &);
+    int (*mlstm_forward)(const xl_mlstm_forward &);
+    int (*mlstm_backward)(const xl_mlstm_backward &);
     int (*function)(const char *, const float *, float *, int64_t);
 };
 
-#define XL_TABLE(isa) {isa::slstm_forward, isa::slstm_backward, isa::mlstm_step, isa::function}
+#define XL_TABLE(isa) \
+    {isa::slstm_forward, isa::slstm_backward, isa::mlstm_step, isa::mlstm_forward, isa::mlstm_backward, isa::function}
 const Table tables[] = {
     XL_TABLE(xl_baseline),
 #if defined(__x86_64__)
@@ -70,6 +75,16 @@ int xl_run_slstm_backward(int isa, const xl_slstm_backward *call) {
 int xl_run_mlstm_step(int isa, const xl_mlstm_step *call) {
     const Table *t = table(isa);
     return t == nullptr ? XL_NO_ISA : t->mlstm_step(*call);
+}
+
+int xl_run_mlstm_forward(int isa, const xl_mlstm_forward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->mlstm_forward(*call);
+}
+
+int xl_run_mlstm_backward(int isa, const xl_mlstm_backward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->mlstm_backward(*call);
 }
 
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count) {

@@ -1,7 +1,7 @@
 // The plain C interface of the native kernels: pointers, sizes, strides and a thread count in, an error code out.
 //
-// Letters: B batch, T time, H heads, K head width (of queries and keys), V width of values. Strides count elements. All tensors are fp32 except those marked
-// "any", which are fp32 or bf16 as `bf16` says. Nothing that goes in is written to.
+// Letters: B batch, T time, H heads, K head width (of queries and keys), V width of values. Strides count elements. All
+// tensors are fp32 except those marked "any", which are fp32 or bf16 as `bf16` says. Nothing that goes in is written to.
 #pragma once
 
 #include <stdint.h>
@@ -15,7 +15,7 @@ extern "C" {
 
 enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2 };
 
-#define XL_VERSION 3  // of this interface: the Python side refuses a library of another
+#define XL_VERSION 4  // of this interface: the Python side refuses a library of another
 
 #define XL_TAPE 8  // vectors of K that the forward sweep of the sLSTM keeps for its backward, per step
 
@@ -64,6 +64,46 @@ typedef struct {
     float *C1, *n1, *m1;                                 // the state afterwards; not the one before
 } xl_mlstm_step;
 
+typedef struct {
+    int64_t B, T, H, K, V;
+    int64_t threads;
+    int64_t bf16;                                      // element type of q, k, v and h
+    int64_t input_gate;                                // 0 exponential, 1 sigmoid, 2 sigmoid with normaliser
+    int64_t chunk;                                     // steps at a time, 1 .. XL_CHUNK
+    int64_t q_strides[3], k_strides[3], v_strides[3];  // over B, T, H; the last stride is 1
+    double eps;
+    const void *q, *k, *v;                             // any [B, T, H, K], [B, T, H, K], [B, T, H, V]
+    const float *i, *f;                                // [B, T, H] contiguous
+    const uint8_t *reset, *mask;                       // [B, T] contiguous, or NULL
+    const float *C, *n, *m;                            // [B, H, K, V], [B, H, K], [B, H] contiguous
+    void *h;                                           // any [B, T, H, V] contiguous
+    float *C1, *n1, *m1;                               // the state afterwards; not the one before
+    float *a;            // [B, T, H], the query's product with n; with the next two NULL if no backward will follow
+    float *states;       // [B, H, chunks + 1, K (V + 1)]: C and n at every border of chunks
+    float *stabilisers;  // [B, H, chunks]: m at the beginning of each
+} xl_mlstm_forward;
+
+typedef struct {
+    int64_t B, T, H, K, V;
+    int64_t threads;
+    int64_t bf16;
+    int64_t input_gate;
+    int64_t chunk;
+    int64_t q_strides[3], k_strides[3], v_strides[3];
+    double eps;
+    const void *dh;                                    // any [B, T, H, V] contiguous, or NULL
+    const float *dC, *dn;                              // of the final state, contiguous, or NULL
+    const void *q, *k, *v;
+    const float *i, *f;
+    const uint8_t *reset, *mask;
+    const float *a, *states, *stabilisers;
+    void *dq, *dk, *dv;                                // any, contiguous
+    float *di, *df;                                    // [B, T, H] contiguous
+    float *dC0, *dn0;                                  // [B, H, K, V], [B, H, K] contiguous
+} xl_mlstm_backward;
+
+#define XL_CHUNK 256  // the longest chunk of the mLSTM
+
 int xl_version(void);
 // The best instruction set of this machine: 0 the compiler's baseline, 1 AVX2 with FMA and F16C, 2 AVX-512 (F, BW, VL,
 // DQ), 3 AVX-512 with BF16 and VNNI.
@@ -71,6 +111,8 @@ int xl_best_isa(void);
 int xl_run_slstm_forward(int isa, const xl_slstm_forward *call);
 int xl_run_slstm_backward(int isa, const xl_slstm_backward *call);
 int xl_run_mlstm_step(int isa, const xl_mlstm_step *call);
+int xl_run_mlstm_forward(int isa, const xl_mlstm_forward *call);
+int xl_run_mlstm_backward(int isa, const xl_mlstm_backward *call);
 // name: "exp", "log1p" (0 <= x <= 1), "tanh", "sigmoid"; for the tests of their accuracy.
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count);
 

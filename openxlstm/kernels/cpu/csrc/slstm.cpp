@@ -7,15 +7,9 @@
 //
 // Arrays of a task are padded to P = K rounded up to W; what stands in the padding is finite and meets zeros only.
 
-#include <cstdlib>
 #include <initializer_list>
-#include <memory>
-#include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "memory.h"
 #include "openxlstm.h"
 #include "vec.h"
 
@@ -26,32 +20,6 @@ enum Tape { WRITE, KEEP, OF_F, Z, O, C, N, H_IN };  // what the backward sweep r
 
 constexpr int PAIR = W == 16 ? 2 : 1;  // panels at a time for one or two rows; the narrower sets lack the registers
 constexpr int WIDE = 4;                // vectors of a panel of the backward sweep
-
-struct Free {
-    void operator()(float *p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
-
-Buffer zeros(size_t count) {
-    size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-    float *p = static_cast<float *>(std::aligned_alloc(64, bytes));
-    if (p == nullptr) throw std::bad_alloc();
-    std::memset(p, 0, bytes);
-    return Buffer(p);
-}
-
-// Large buffers are fresh memory in every call, and a page of 4 KB costs more to get than to fill. With large pages asked
-// for, a tape of 64 MB took 8 to 15 ms to write instead of 27 to 37.
-void ask_for_large_pages(void *p, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const uintptr_t page = 4096, first = (reinterpret_cast<uintptr_t>(p) + page - 1) / page * page;
-    const uintptr_t end = reinterpret_cast<uintptr_t>(p) + bytes;
-    if (p != nullptr && end >= first + (size_t{4} << 20))
-        madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);  // advice: whether it is taken is all one
-#else
-    (void)p, (void)bytes;
-#endif
-}
 
 struct Block {  // one task: a head, and rows first .. first + count of the batch
     int64_t head, first, count;

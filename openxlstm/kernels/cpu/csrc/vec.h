@@ -137,13 +137,32 @@ static inline void store_some(float *p, vf v, int count) {
     std::memcpy(p, row, sizeof(float) * static_cast<size_t>(count));
 }
 
+typedef uint16_t vh __attribute__((vector_size(2 * W)));
+
+static inline vf load(const uint16_t *p) {
+    vh v;
+    std::memcpy(&v, p, sizeof v);
+    return bits_as_float(__builtin_convertvector(v, vi) << 16);
+}
+
+static inline void store(uint16_t *p, vf x) {  // as to_bf16 rounds
+    const vi bits = bits_as_int(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const vh v = __builtin_convertvector(x == x ? rounded : (bits >> 16) | 0x40, vh);
+    std::memcpy(p, &v, sizeof v);
+}
+
 static inline vf load_some(const uint16_t *p, int count) {
+    if (count >= W) return load(p);
     float row[W] = {};
     for (int e = 0; e < (count < W ? count : W); ++e) row[e] = from_bf16(p[e]);
     return load(row);
 }
 
 static inline void store_some(uint16_t *p, vf v, int count) {
+    if (count >= W) {
+        store(p, v);
+        return;
+    }
     float row[W];
     store(row, v);
     for (int e = 0; e < (count < W ? count : W); ++e) p[e] = to_bf16(row[e]);
