@@ -17,7 +17,7 @@ from torch import Tensor
 
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")  # by number, as csrc/openxlstm.h has them
 FILE = Path(__file__).with_name("_openxlstm.so")
-VERSION = 4  # XL_VERSION
+VERSION = 5  # XL_VERSION
 LONGEST_CHUNK = 256  # XL_CHUNK
 TAPE = 8  # vectors that the forward sweep keeps per step: XL_TAPE
 
@@ -87,6 +87,27 @@ class MlstmBackward(ctypes.Structure):
     ]
 
 
+class Operation(ctypes.Structure):
+    """xl_operation."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("kind", "barrier", "width", "out", "heads", "taps", "mode", "add", "format")),
+        *((name, c_int64) for name in ("from_", "other", "third", "fourth", "to")),
+        *((name, c_int64) for name in ("from_ld", "other_ld", "third_ld", "fourth_ld", "to_ld")),
+        *((name, c_void_p) for name in ("weight", "bias", "state", "state2", "state3", "state4")),
+        *((name, c_double) for name in ("eps", "scale")),
+    ]
+
+
+class Decode(ctypes.Structure):
+    """xl_decode."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "threads", "count", "vocabulary")),
+        *((name, c_void_p) for name in ("operations", "tokens", "memory")),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """The loaded library and the instruction set that it uses."""
@@ -119,6 +140,10 @@ class Native:
         """Run the mLSTM backward over a sequence."""
         _check(self.library.xl_run_mlstm_backward(self.isa, ctypes.byref(call)))
 
+    def decode(self, call: Decode) -> None:
+        """Run one token through a model."""
+        _check(self.library.xl_run_decode(self.isa, ctypes.byref(call)))
+
     def function(self, name: str, x: Tensor) -> Tensor:
         """exp, log1p, tanh or sigmoid of an fp32 tensor: what the gates are made of, for the tests of its accuracy."""
         x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -148,6 +173,7 @@ def native() -> Native | str:
     library.xl_run_mlstm_step.argtypes = [c_int, POINTER(MlstmStep)]
     library.xl_run_mlstm_forward.argtypes = [c_int, POINTER(MlstmForward)]
     library.xl_run_mlstm_backward.argtypes = [c_int, POINTER(MlstmBackward)]
+    library.xl_run_decode.argtypes = [c_int, POINTER(Decode)]
     library.xl_run_function.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int64]
     best = library.xl_best_isa()
     wanted = os.environ.get("OPENXLSTM_ISA")

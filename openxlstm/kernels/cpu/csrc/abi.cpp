@@ -9,6 +9,7 @@
     int mlstm_step(const xl_mlstm_step &);                      \
     int mlstm_forward(const xl_mlstm_forward &);                \
     int mlstm_backward(const xl_mlstm_backward &);              \
+    int decode(const xl_decode &);                              \
     int function(const char *, const float *, float *, int64_t); \
     }
 
@@ -27,11 +28,13 @@ struct Table {
     int (*mlstm_step)(const xl_mlstm_step &);
     int (*mlstm_forward)(const xl_mlstm_forward &);
     int (*mlstm_backward)(const xl_mlstm_backward &);
+    int (*decode)(const xl_decode &);
     int (*function)(const char *, const float *, float *, int64_t);
 };
 
 #define XL_TABLE(isa) \
-    {isa::slstm_forward, isa::slstm_backward, isa::mlstm_step, isa::mlstm_forward, isa::mlstm_backward, isa::function}
+    {isa::slstm_forward, isa::slstm_backward, isa::mlstm_step, isa::mlstm_forward, isa::mlstm_backward, isa::decode, \
+     isa::function}
 const Table tables[] = {
     XL_TABLE(xl_baseline),
 #if defined(__x86_64__)
@@ -85,6 +88,11 @@ int xl_run_mlstm_forward(int isa, const xl_mlstm_forward *call) {
 int xl_run_mlstm_backward(int isa, const xl_mlstm_backward *call) {
     const Table *t = table(isa);
     return t == nullptr ? XL_NO_ISA : t->mlstm_backward(*call);
+}
+
+int xl_run_decode(int isa, const xl_decode *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->decode(*call);
 }
 
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count) {

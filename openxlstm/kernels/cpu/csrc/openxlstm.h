@@ -15,7 +15,7 @@ extern "C" {
 
 enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2 };
 
-#define XL_VERSION 4  // of this interface: the Python side refuses a library of another
+#define XL_VERSION 5  // of this interface: the Python side refuses a library of another
 
 #define XL_TAPE 8  // vectors of K that the forward sweep of the sLSTM keeps for its backward, per step
 
@@ -102,6 +102,46 @@ typedef struct {
     float *dC0, *dn0;                                  // [B, H, K, V], [B, H, K] contiguous
 } xl_mlstm_backward;
 
+// One token through a whole model: a list of operations on rows of fp32 numbers in a working memory. Rows of an operand
+// begin at its offset and are `ld` numbers apart; a thread does a share of every operation, and operations that do not
+// read each other's results need no barrier between them.
+enum {
+    XL_EMBED,      // to = row of `weight` that the token names
+    XL_NORM,       // to = norm(from) * weight (+ to), over `heads` parts of `width` / heads; mode 0 layer norm, 1 rms
+    XL_LINEAR,     // to = weight [out, width] from + bias (+ to)
+    XL_HEADWISE,   // to = block-diagonal weight [heads, width / heads, width / heads] from + bias
+    XL_CONV,       // to = silu(causal convolution of from with weight [width, taps] + bias); state [tail, width]
+    XL_SOFT_CAP,   // to = scale * tanh(to / scale)
+    XL_MLSTM_GATE, // from = i, other = f, third = q, fourth = k; state2 = n, state3 = m; to = 3 factors a head; mode 0-2 gate
+    XL_MLSTM,      // from = q, other = k, third = v, fourth = the factors; state = C; to = h
+    XL_SLSTM,      // from = gates [4, heads, K]; weight = R, bias = b; state .. state4 = h, c, n, m; to = h; mode 1 exp forget
+    XL_GATED,      // to = (from + weight * other) * silu(third)
+    XL_SIGMOID,    // to = from * sigmoid(other)
+    XL_SWIGLU,     // to = silu(from) * other
+    XL_GEGLU,      // to = gelu(from) * other
+};
+
+enum { XL_F32, XL_BF16, XL_Q8_0, XL_Q4_0, XL_Q4_1 };  // how a matrix is stored; the last three as ggml has them
+
+typedef struct {
+    int64_t kind, barrier;            // barrier: 1 if the next operation reads what this one and those before it wrote
+    int64_t width, out, heads, taps;  // numbers in, numbers out of a row, parts, taps of a convolution
+    int64_t mode, add, format;        // add: 1 adds to what stands at `to`
+    int64_t from, other, third, fourth, to;                 // offsets into the working memory
+    int64_t from_ld, other_ld, third_ld, fourth_ld, to_ld;  // numbers between rows
+    const void *weight;               // EMBED, LINEAR: as `format` says; else fp32
+    const float *bias;                // or NULL
+    float *state, *state2, *state3, *state4;  // [rows, ...] contiguous, written to
+    double eps, scale;
+} xl_operation;
+
+typedef struct {
+    int64_t rows, threads, count, vocabulary;
+    const xl_operation *operations;
+    const int64_t *tokens;  // [rows]
+    float *memory;          // zeroed by the caller before the first step
+} xl_decode;
+
 #define XL_CHUNK 256  // the longest chunk of the mLSTM
 
 int xl_version(void);
@@ -113,6 +153,7 @@ int xl_run_slstm_backward(int isa, const xl_slstm_backward *call);
 int xl_run_mlstm_step(int isa, const xl_mlstm_step *call);
 int xl_run_mlstm_forward(int isa, const xl_mlstm_forward *call);
 int xl_run_mlstm_backward(int isa, const xl_mlstm_backward *call);
+int xl_run_decode(int isa, const xl_decode *call);
 // name: "exp", "log1p" (0 <= x <= 1), "tanh", "sigmoid"; for the tests of their accuracy.
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count);
 

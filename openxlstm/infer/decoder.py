@@ -1,0 +1,118 @@
+"""What computes one token for every row: the model itself, or on a CPU one native call for the whole model.
+
+Both take the state that the prompt left, and both can drop rows. `decoder` chooses; `explain` says what and why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from openxlstm.infer.program import FORMATS, Program, foreign_module
+from openxlstm.kernels.cpu.library import Decode, Native, native, threads
+from openxlstm.models.interface import LanguageModel, ModelState
+from openxlstm.models.xlstm import xLSTM
+from openxlstm.models.xlstm_large import xLSTMLarge
+
+MOST_ROWS = 16  # beyond, a product of matrices is faster than rows that pass a matrix together
+
+
+class Decoder(Protocol):
+    """One token at a time for B rows, from a state on."""
+
+    def step(self, tokens: Int[Tensor, "B"]) -> Float[Tensor, "B W"]:
+        """The token that each row reads now, to the scores of the one after it."""
+        ...
+
+    def select(self, rows: Int[Tensor, "R"]) -> None:
+        """Go on with these rows of the batch alone."""
+        ...
+
+
+class NativeDecoder:
+    """The native step of a model (kernels/cpu). Owns its state, and writes to it in place: memory is constant.
+
+    Matrices are read where the model keeps them, in fp32 or bf16; activations, norms, gates and states are fp32. So
+    its scores are those of the same weights in fp32 arithmetic, to rounding.
+
+    Args:
+        model: one that `refuses` lets through; weights that change later must not be used with an old decoder.
+        state: what the rows have read. It is copied.
+    """
+
+    def __init__(self, model: LanguageModel, state: ModelState):
+        self._model = model
+        self._bind(state)
+
+    @property
+    def state(self) -> ModelState:
+        """A copy of what the rows remember now."""
+        return self._state.clone()
+
+    def step(self, tokens: Int[Tensor, "B"]) -> Float[Tensor, "B W"]:
+        """See `Decoder`.
+
+        Raises:
+            ValueError: a token outside the vocabulary, or another number of tokens than rows.
+        """
+        ids, vocabulary = tokens.to(torch.int64).contiguous(), self._model.config.vocab_size
+        if ids.shape != (self._program.rows,):
+            raise ValueError(f"tokens must be [{self._program.rows}], one for every row; given {list(ids.shape)}")
+        if not bool(((ids >= 0) & (ids < vocabulary)).all()):
+            raise ValueError(f"tokens={ids.tolist()} must lie in 0 .. {vocabulary - 1}, the model's vocabulary")
+        library = native()
+        assert isinstance(library, Native)
+        call = Decode(
+            self._program.rows, threads(), len(self._program.array), vocabulary,
+            ctypes.addressof(self._program.array), ids.data_ptr(), self._memory.data_ptr(),
+        )  # fmt: skip
+        library.decode(call)
+        logits = self._program.logits
+        size = self._program.rows * logits.ld
+        return self._memory[logits.offset : logits.offset + size].view(-1, logits.ld)[:, : logits.width].clone()
+
+    def select(self, rows: Int[Tensor, "R"]) -> None:
+        """See `Decoder`."""
+        self._bind(self._state.select(rows))
+
+    def _bind(self, state: ModelState) -> None:
+        self._state = state.map(lambda x: x.detach().to(torch.float32, copy=True).contiguous())
+        rows = self._state.tensors()[0].shape[0]
+        self._program = Program(self._model, self._state, rows)
+        self._memory = torch.zeros(self._program.size)
+
+
+def refuses(model: LanguageModel, rows: int) -> str | None:
+    """One sentence if the native step cannot decode `rows` rows of this model."""
+    if not isinstance(model, xLSTM | xLSTMLarge):
+        return f"{type(model).__name__} is not an architecture of this library"
+    assert isinstance(model, nn.Module)
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            return f"{name} is on {parameter.device}"
+        if parameter.dtype not in FORMATS:
+            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}; it takes float32 and bfloat16"
+    if getattr(model.config, "forget_gate", "sigmoid") == "exp" and _has_mlstm(model):
+        return "an mLSTM with an exponential forget gate is served by PyTorch"
+    if rows > MOST_ROWS:
+        return f"{rows} rows are more than {MOST_ROWS}, where matrix products of PyTorch are faster"
+    found = native()
+    return found if isinstance(found, str) else foreign_module(model)
+
+
+def explain(model: LanguageModel, rows: int = 1) -> str:
+    """What decodes this model here, in a sentence."""
+    reason = refuses(model, rows)
+    if reason is not None:
+        return f"PyTorch, a call per operation: {reason}"
+    found = native()
+    assert isinstance(found, Native)
+    return f"one native call per token, {found.name} instructions"
+
+
+def _has_mlstm(model: xLSTM | xLSTMLarge) -> bool:
+    return not isinstance(model, xLSTM) or "m" in model.config.pattern
