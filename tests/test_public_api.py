@@ -64,7 +64,10 @@ OPTIONS = {
     "ckpt info": {"path", "--json", "--help"},
     "ckpt diff": {"first", "second", "--part", "--most", "--json", "--help"},
     "ckpt consolidate": {"path", "file", "--part", "--json", "--help"},
-    "convert": {"source", "target", "--to", "--config", "--shard-size", "--slstm-layout", "--json", "--help"},
+    "convert": {
+        "source", "target", "--to", "--quant", "--check", "--config", "--shard-size", "--slstm-layout", "--json",
+        "--help",
+    },
     "info": {"what", "--json", "--help"},
 }  # fmt: skip
 

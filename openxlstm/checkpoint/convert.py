@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from openxlstm.checkpoint import folders, layouts, store, stream
+from openxlstm.checkpoint import folders, gguf, layouts, store, stream
 from openxlstm.checkpoint.forms import Rule
 from openxlstm.checkpoint.layouts import Given
 from openxlstm.checkpoint.plan import LAYOUTS, Plan, Reader, check, identity, our_tensors
@@ -89,7 +89,9 @@ def convert(
     plan, weights = plan_of(path, config)
     check(plan, weights)
     with folders.appearing(folder) as hidden:
-        carried = _carried(path) if path.is_dir() else {}
+        carried = carried_files(path) if path.is_dir() else {}
+        if gguf.is_gguf(path) and gguf.TOKENIZER in gguf.open_gguf(path).head.metadata:
+            _write_text(hidden / "tokenizer.json", gguf.tokenizer_json(path))
         return _write(plan, weights, hidden, folder, to, shard_size, slstm_layout, progress, carried)
 
 
@@ -119,7 +121,7 @@ def export(
     plan = Plan("ours", model.config, identity(model.config))
     known = (*CARRIED, "config.json", "config.yaml", WEIGHTS, INDEX)
     with folders.appearing(target, replaceable=known) as hidden:
-        carried = {} if words is None else _carried(words) if words.is_dir() else {"tokenizer.json": words}
+        carried = {} if words is None else carried_files(words) if words.is_dir() else {"tokenizer.json": words}
         if words is not None and not any(name.startswith("tokenizer") for name in carried):
             raise ValueError(f"tokenizer={str(words)!r} is a folder without a tokenizer")
         return _write(plan, Source(target, entries), hidden, target, to, SHARD_SIZE, "vanilla", None, carried)
@@ -131,6 +133,11 @@ def plan_of(path: Path, config: Given | None = None) -> tuple[Plan, Source]:
     Raises:
         ValueError: no known layout, or what a layout refuses.
     """
+    if gguf.is_gguf(path):
+        if config is not None:
+            raise ValueError(f"{path} carries its config; leave out config=")
+        opened = gguf.open_gguf(path)
+        return opened.plan, opened.source
     if config is None and store.is_ours(path):
         native = store.load_config(path)
         return Plan("ours", native, identity(native)), open_weights(path)
@@ -139,7 +146,8 @@ def plan_of(path: Path, config: Given | None = None) -> tuple[Plan, Source]:
 
 def _check_arguments(to: str, shard_size: int) -> None:
     if to not in get_args(To):
-        raise ValueError(f"to={to!r} must be one of {', '.join(get_args(To))}")
+        hint = "; of a model in one GGUF file, call gguf_write.to_gguf" if to == "gguf" else ""
+        raise ValueError(f"to={to!r} must be one of {', '.join(get_args(To))}{hint}")
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size} must be at least 1 byte; 5_000_000_000 is usual")
 
@@ -164,7 +172,7 @@ def _write(
         raise ValueError(f"{source.path} is a bare block stack; only language models can be converted")
     reader = Reader(source, plan.rules)
     dtypes = {name: reader.dtype(name) for name in our_tensors(plan.config)}
-    target = target_of(plan.config, to, backend, dtypes, _token_ids(carried))
+    target = target_of(plan.config, to, backend, dtypes, token_ids(carried))
     theirs = _announced(target.rules, plan, dtypes)
     shards = stream.divide(theirs, shard_size, target.shard_names)
     total = 2 * sum(tensor.nbytes for tensor in theirs.values())
@@ -247,12 +255,12 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def _carried(folder: Path) -> dict[str, Path]:
+def carried_files(folder: Path) -> dict[str, Path]:
     """Files to pass on; config.json among them for its token ids only."""
     return {name: folder / name for name in (*CARRIED, "config.json") if (folder / name).is_file()}
 
 
-def _token_ids(carried: Mapping[str, Path]) -> dict[str, Any]:
+def token_ids(carried: Mapping[str, Path]) -> dict[str, Any]:
     """The ids of special tokens that a Hugging Face folder names."""
     found: dict[str, Any] = {}
     for name in ("generation_config.json", "config.json"):
@@ -269,4 +277,4 @@ def _write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-assert set(get_args(To)) == set(LAYOUTS), "every layout that can be read can be written"
+assert {*get_args(To), "gguf"} == set(LAYOUTS), "every layout that can be read can be written; GGUF by gguf_write"

@@ -1,7 +1,7 @@
-"""A folder that appears complete or not at all.
+"""A folder, or a file, that appears complete or not at all.
 
 The files are written into a hidden folder beside the target, which then takes its name in one step. A process that is
-killed leaves only the hidden folder, and the next one that writes to the same target removes it.
+killed leaves only the hidden folder, and the next one that writes to the same target removes it. A file likewise.
 """
 
 from __future__ import annotations
@@ -55,6 +55,46 @@ def appearing(target: Path, *, replaceable: Collection[str] = ()) -> Iterator[Pa
             os.close(descriptor)
 
 
+@contextmanager
+def appearing_file(target: Path) -> Iterator[Path]:
+    """A hidden file to write into; on leaving without an error it becomes `target`.
+
+    Raises:
+        ValueError: something is there, or another process is writing it.
+    """
+    check_free_file(target)
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hidden = target.with_name(f".{target.name}.partial")
+    hidden.touch()
+    descriptor = _lock(hidden, target)
+    try:
+        yield hidden
+        with hidden.open("rb+") as file:
+            os.fsync(file.fileno())
+        check_free_file(target)
+        hidden.replace(target)
+        sync(target.parent)
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def check_free_file(target: Path) -> None:
+    """Nothing would be lost if a file took this name.
+
+    Raises:
+        ValueError: something has it, or it is below a file.
+    """
+    if target.exists() or target.is_symlink():
+        raise ValueError(f"{target} exists; name a new file, or delete it first")
+    if above := [folder for folder in target.parents if folder.exists() and not folder.is_dir()]:
+        raise ValueError(f"{target} cannot be a file, since {above[0]} is one")
+
+
 def check_free(target: Path, replaceable: Collection[str] = ()) -> None:
     """Nothing would be lost if the target were replaced.
 
@@ -84,7 +124,7 @@ def sync(folder: Path) -> None:
 
 
 def _lock(hidden: Path, target: Path) -> int | None:
-    """Hold the hidden folder as long as this process writes; the system lets go of it when the process dies."""
+    """Hold the hidden folder or file as long as this process writes; the system lets go of it when the process dies."""
     if os.name != "posix":
         return None  # no locks on folders there; two conversions to one target are then up to the user
     import fcntl

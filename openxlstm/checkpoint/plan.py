@@ -27,6 +27,7 @@ LAYOUTS = {  # name: what a person calls it
     "hf": "Hugging Face",
     "nxai": "NX-AI xlstm",
     "nxai-large": "NX-AI xlstm_large",
+    "gguf": "GGUF",
 }
 
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openxlstm.checkpoint import layouts
+from openxlstm.checkpoint import gguf, layouts
 from openxlstm.checkpoint.folders import sync
 from openxlstm.checkpoint.plan import Reader, build, check
 from openxlstm.checkpoint.sources import TORCH_SUFFIXES, WEIGHTS, open_weights, parse_json, read_json, weight_files
@@ -69,18 +69,24 @@ def load(
     """The model in a folder, or in a file of weights, ready for use (`.train()` to go on training).
 
     Ours, or a checkpoint of NX-AI's xlstm or xlstm_large or of Hugging Face, told apart by its config and the names of
-    its tensors. What a foreign checkpoint leaves open is said in a warning.
+    its tensors. What a foreign checkpoint leaves open is said in a warning. Or a GGUF file, whose matrices stay in it,
+    quantised: such a model computes, and is neither trained nor saved.
 
     Args:
         config: of weights without one beside them: a file (.json, .yaml) or a mapping, in the terms of whoever wrote
             the weights. None: what lies beside them.
         device: where its tensors go.
-        dtype: what they become; None keeps each tensor's own.
+        dtype: what they become; None keeps each tensor's own. Of a GGUF file, a dtype dequantises it into an ordinary
+            model.
 
     Raises:
         ValueError: anything missing, unknown or damaged, by name.
     """
     folder = Path(folder)
+    if gguf.is_gguf(folder):
+        if config is not None:
+            raise ValueError(f"{folder} carries its config; leave out config=")
+        return gguf.load(folder, device=device, dtype=dtype)
     if config is None and is_ours(folder):
         native = load_config(folder)
         expected = {name: tuple(t.shape) for name, t in build(native).state_dict().items()}
@@ -88,7 +94,7 @@ def load(
         return _filled(native, {name: t.to(device=device, dtype=dtype) for name, t in tensors.items()})
     if folder.is_file() and folder.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise ValueError(f"{folder} is a file; load() takes the folder that holds {WEIGHTS} and {CONFIG}, or a file "
-                         f"of weights (.safetensors, {', '.join(TORCH_SUFFIXES)})")  # fmt: skip
+                         f"of weights (.safetensors, .gguf, {', '.join(TORCH_SUFFIXES)})")  # fmt: skip
     plan, source = layouts.open_foreign(folder, config)
     check(plan, source)
     if not isinstance(plan.config, (xLSTMConfig, xLSTMLargeConfig)):
@@ -113,6 +119,11 @@ def check_model(model: object, caller: str) -> None:
         raise ValueError(
             f"{caller} takes an xLSTM or an xLSTMLarge; got {type(model).__name__}. Of a wrapped or compiled model, "
             f"pass the model inside; of any other module, save state_dict()"
+        )
+    if gguf.is_quantised(model):
+        raise ValueError(
+            f"{caller} writes what can be trained, and this model's matrices stay quantised in a GGUF file, which is "
+            f"its saved form; load it with dtype=torch.float32 to dequantise it"
         )
 
 
@@ -153,6 +164,8 @@ def load_config(folder: str | os.PathLike[str]) -> xLSTMConfig | xLSTMLargeConfi
         ValueError: anything missing, unknown or damaged, by name.
     """
     folder = Path(folder)
+    if gguf.is_gguf(folder):
+        return gguf.open_gguf(folder).config
     if not is_ours(folder):
         plan, _ = layouts.open_foreign(folder, None)
         if isinstance(plan.config, (xLSTMConfig, xLSTMLargeConfig)):

@@ -33,7 +33,7 @@ VERBS = {  # verb: (module that has a click command of the same name, one line f
     "eval": ("openxlstm.cli.eval", "Evaluate a model on the tasks of lm-eval."),
     "export": ("openxlstm.cli.export", "Take the model out of a run's checkpoint, in any layout."),
     "ckpt": ("openxlstm.cli.ckpt", "Look into checkpoints: info, diff, consolidate."),
-    "convert": ("openxlstm.cli.convert", "Convert a checkpoint: ours, Hugging Face, NX-AI xlstm and xlstm_large."),
+    "convert": ("openxlstm.cli.convert", "Convert a checkpoint: ours, Hugging Face, NX-AI, GGUF."),
     "info": ("openxlstm.cli.info", "Show what a model, a preset, a recipe or this installation is made of."),
 }
 

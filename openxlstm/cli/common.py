@@ -7,13 +7,16 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from openxlstm.data.tokenizer import Tokenizer
 
 UNCUT = 1_000  # columns of piped output: a program that reads it wants whole lines
 
@@ -88,12 +91,12 @@ def short(count: int | float) -> str:
 
 
 def model_folder(path: Path) -> Path:
-    """The folder that holds config.json: PATH itself, or the model of the run in PATH.
+    """The folder that holds config.json: PATH itself, or the model of the run in PATH. Or PATH, if it is a GGUF file.
 
     Raises:
         ValueError: there is no such folder, or no finished model in it.
     """
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if (path / "model" / "config.json").is_file():
         return path / "model"
@@ -103,9 +106,23 @@ def model_folder(path: Path) -> Path:
         raise ValueError(
             f"the run in {path} has not finished, so it has no model yet; the command that began it goes on"
         )
+    if path.is_file():
+        raise ValueError(f"{path} is a file; a model is a folder with a config.json, or a file that ends in .gguf")
     raise ValueError(
         f"{path} is neither a run folder nor a model folder: it has no config.json and no model/config.json"
     )
+
+
+def tokenizer_of(model: Path) -> Tokenizer:
+    """The tokenizer that lies in a model folder, or inside a GGUF file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from openxlstm.checkpoint.gguf import is_gguf, tokenizer_json
+    from openxlstm.data.tokenizer import Tokenizer
+
+    return Tokenizer.from_json(tokenizer_json(model)) if is_gguf(model) else Tokenizer.from_file(model)
 
 
 def nearest(path: Path, names: Iterable[str] = ()) -> str:

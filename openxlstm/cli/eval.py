@@ -43,7 +43,7 @@ def eval(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Evaluate the model in PATH, a model folder or a run folder, on tasks of lm-eval.
+    """Evaluate the model in PATH, a model folder, a run folder or a GGUF file, on tasks of lm-eval.
 
     Tasks come with lm-eval, which loads their data from the Hugging Face hub (HF_HUB_OFFLINE=1 and
     HF_DATASETS_OFFLINE=1 forbid it), or from your own files: docs/evaluation.md shows how.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from openxlstm.cli.common import model_folder, show_json
+from openxlstm.cli.common import model_folder, show_json, tokenizer_of
 
 # A model of bytes may write ESC; a terminal would obey it. Shown as the picture of the character: ␛
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -42,7 +42,8 @@ def generate(
     seed: int | None,
     as_json: bool,
 ) -> None:
-    """Continue a text with the model in PATH: a folder that `xlstm train` or `openxlstm.save` wrote.
+    """Continue a text with the model in PATH: a folder that `xlstm train` or `openxlstm.save` wrote, or
+    a GGUF file of `xlstm convert`.
 
     The prompt and its continuation appear as they are written; the summary after them goes to standard error, so
     that a pipe receives the text and nothing else. Memory does not grow with the length of the text.
@@ -52,7 +53,6 @@ def generate(
       head -30 setup.py | xlstm generate runs/demo --prompt - --max-tokens 500 --stop 'def '
     """
     from openxlstm.checkpoint.store import load
-    from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.infer.generate import pieces, prompt_ids
     from openxlstm.infer.sampling import Sampling
 
@@ -60,7 +60,7 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
     folder = model_folder(path)
-    tokenizer = Tokenizer.from_file(folder)
+    tokenizer = tokenizer_of(folder)
     model = load(folder).eval()
     prompt = _read_standard_input() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def info(what: str | None, as_json: bool) -> None:
     """Show what WHAT is made of, without building it: parameters, what each block is, state, FLOPs.
 
-    WHAT is the folder of a run or a model, a recipe (a file, or the name of a shipped one), or a preset. Without it:
-    versions, which kernel serves which call here and why, and the presets.
+    WHAT is the folder of a run or a model, a GGUF file, a recipe (a file, or the name of a shipped one), or a preset.
+    Without it: versions, which kernel serves which call here and why, and the presets.
 
     \b
       xlstm info
@@ -34,7 +34,7 @@ def info(what: str | None, as_json: bool) -> None:
         show_json(installation()) if as_json else _show_installation(installation())
     else:
         config, origin = find_config(what)
-        facts = {"name": what, "from": origin, **anatomy(config)}
+        facts = {"name": what, "from": origin, **anatomy(config), **stored(what)}
         show_json(facts) if as_json else _show_anatomy(facts)
 
 
@@ -49,7 +49,7 @@ def find_config(what: str) -> tuple[Own, str]:
     from openxlstm.train import config as recipes
 
     path = Path(what)
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".gguf":
         from openxlstm.checkpoint.store import load_config
 
         folder = model_folder(path)
@@ -95,6 +95,17 @@ def anatomy(config: Own) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def stored(what: str) -> dict[str, Any]:
+    """How the numbers lie in a GGUF file; nothing of what is none."""
+    from openxlstm.checkpoint.gguf import is_gguf, open_gguf
+
+    path = Path(what)
+    if not is_gguf(path):
+        return {}
+    kinds = {kind: {"tensors": n, "bytes": size} for kind, (n, size) in open_gguf(path).kinds().items()}
+    return {"file_bytes": path.stat().st_size, "stored": kinds}
+
+
 def installation() -> dict[str, Any]:
     """Versions, the machine, which kernel serves which call here, and the presets."""
     import torch
@@ -137,6 +148,7 @@ def _show_anatomy(facts: dict[str, Any]) -> None:
         "architecture": facts["label"],
         "from": facts["from"],
         "parameters": f"{total:,} ({size(4 * total)} in fp32, {size(2 * total)} in bf16)",
+        **_storage(facts),
         "state": f"{state:,} bytes per sequence ({size(state)}), however long the text",
         "FLOPs per token": f"{short(facts['flops_per_token'])} forward, "
                            f"{short(facts['training_flops_per_token'])} in training",
@@ -151,6 +163,13 @@ def _show_anatomy(facts: dict[str, Any]) -> None:
         for run in facts["blocks"]
     ]  # fmt: skip
     show_table("Blocks, first to last", ("block", "kind", "what it is", "parameters", "state"), rows, numbers=(3, 4))
+
+
+def _storage(facts: dict[str, Any]) -> dict[str, str]:
+    if "stored" not in facts:
+        return {}
+    parts = [f"{kind}: {part['tensors']} tensors, {size(part['bytes'])}" for kind, part in facts["stored"].items()]
+    return {"file": f"{size(facts['file_bytes'])}; {'; '.join(parts)}"}
 
 
 def _show_installation(facts: dict[str, Any]) -> None:

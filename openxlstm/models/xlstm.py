@@ -34,6 +34,7 @@ from openxlstm.nn.gates import GateLinear, project_gates
 from openxlstm.nn.init import forget_bias_per_head, forget_bias_within_head, init_leaf, residual_std, small_std
 from openxlstm.nn.linear import Embedding, HeadwiseLinear, Linear
 from openxlstm.nn.norm import HeadNorm, LayerNorm
+from openxlstm.nn.quant import project
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -413,8 +414,7 @@ class xLSTM(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*any D"]) -> Float[Tensor, "*any W"]:
         """Scores of the next token, in fp32 (fp64)."""
-        weight, _ = self.readout()
-        return widened(F.linear(hidden, weight))
+        return widened(project(hidden, self.embedding if self.head is None else self.head))
 
     def forward(
         self,

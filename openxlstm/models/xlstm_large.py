@@ -31,6 +31,7 @@ from openxlstm.nn.gates import GateLinear, project_gates
 from openxlstm.nn.init import forget_bias_per_head, init_leaf, residual_std
 from openxlstm.nn.linear import Embedding, Linear
 from openxlstm.nn.norm import HeadNorm, RMSNorm
+from openxlstm.nn.quant import project
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -237,7 +238,7 @@ class xLSTMLarge(nn.Module):
 
     def empty_state(self, batch: int, *, device: torch.device | str | None = None) -> ModelState:
         """Nothing seen yet, for `batch` sequences, on the model's device unless another is given."""
-        weight = self.backbone.embeddings.weight
+        weight = self.backbone.out_norm.weight
         device, dtype = weight.device if device is None else device, torch.promote_types(weight.dtype, torch.float32)
         states = []
         for block in self.backbone.blocks:
@@ -269,8 +270,8 @@ class xLSTMLarge(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*any D"]) -> Float[Tensor, "*any W"]:
         """Scores of the next token, softly capped, in fp32 (fp64)."""
-        weight, _ = self.readout()
-        return soft_cap(widened(F.linear(hidden, weight)), self.config.logit_soft_cap)
+        matrix = self.backbone.embeddings if self.lm_head is None else self.lm_head
+        return soft_cap(widened(project(hidden, matrix)), self.config.logit_soft_cap)
 
     def forward(
         self,

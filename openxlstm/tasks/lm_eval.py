@@ -23,6 +23,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from torch import Tensor
 
+from openxlstm.checkpoint import gguf
 from openxlstm.checkpoint.store import load
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.tasks import scoring
@@ -34,11 +35,11 @@ UNUSED = {"do_sample", "temperature", "until", "max_gen_toks"}  # what _choose a
 
 
 class OpenXLSTMLM(TemplateLM):
-    """A model folder, or a run folder, behind lm-eval's interface.
+    """A model folder, a run folder or a GGUF file behind lm-eval's interface.
 
     Args:
-        pretrained: the folder.
-        tokenizer: a tokenizer.json or a folder that holds one; None: the model's folder.
+        pretrained: the folder, or the file.
+        tokenizer: a tokenizer.json or a folder that holds one; None: the model's folder, or what is in the file.
         batch_size: requests computed together; results do not depend on it.
         device: None: an accelerator if there is one.
         dtype: float32, bfloat16, ...; None: as the model was saved. Logits are fp32 always.
@@ -74,7 +75,10 @@ class OpenXLSTMLM(TemplateLM):
         folder = Path(pretrained)
         folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._tokenizer = Tokenizer.from_file(tokenizer or folder)
+        if tokenizer is None and gguf.is_gguf(folder):
+            self._tokenizer = Tokenizer.from_json(gguf.tokenizer_json(folder))
+        else:
+            self._tokenizer = Tokenizer.from_file(tokenizer or folder)
         self.model = load(folder, device=self._device, dtype=None if dtype is None else DTYPES[dtype]).eval()
         self.batch_size, self.rolling, self.window, self.seed = int(batch_size), rolling, window, seed
         self.bos = bos and self._tokenizer.end_id is not None

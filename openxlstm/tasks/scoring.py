@@ -12,8 +12,10 @@ B batch, T time, D model width, W vocabulary, N positions to be scored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,6 +77,34 @@ def rolling(
     """log p of every whole text, each beginning after `prefix` (the end id): one pass with the state carried along."""
     scores = loglikelihoods(model, [([prefix], text) for text in texts], batch_size=batch_size, chunk=chunk)
     return [score.logprob for score in scores]
+
+
+def perplexity(model: LanguageModel, ids: Ids, *, chunk: int = CHUNK) -> float:
+    """exp of the mean loss of every token but the first, in nats, the state carried from the first to the last.
+
+    Raises:
+        ValueError: fewer than two tokens, or what `loglikelihoods` refuses.
+    """
+    if len(ids) < 2:
+        raise ValueError(f"a perplexity needs at least two tokens, of which the first is given; got {len(ids)}")
+    (score,) = loglikelihoods(model, [(ids[:1], ids[1:])], chunk=chunk)
+    return math.exp(min(-score.logprob / (len(ids) - 1), 700.0))  # beyond it a double is infinite anyway
+
+
+def read_text_ids(path: Path, tokenizer: Tokenizer) -> list[int]:
+    """The token ids of a text file, behind the end id, as in training.
+
+    Raises:
+        ValueError: not UTF-8, or nothing in it.
+    """
+    try:
+        ids = tokenizer.encode(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+    ids = ids if tokenizer.end_id is None else [tokenizer.end_id, *ids]
+    if len(ids) < 2:
+        raise ValueError(f"{path} has too little text for a perplexity")
+    return ids
 
 
 def rolling_in_windows(

@@ -47,8 +47,9 @@ def test_there_and_back(model, tmp_path):
         (["RUN", "RUN", "--to", "hf"], "exists and holds model"),
         (["RUN", "NEW", "--to", "nxai-large"], "Use to='nxai'"),
         (["RUN", "NEW", "--to", "ours", "--shard-size", "5 bananas"], "must be a positive size such as 500MB"),
-        (["RUN", "NEW", "--to", "gguf"], "'gguf' is not one of"),
-        (["RUN", "NEW"], "Missing option '--to'"),
+        (["RUN", "NEW", "--to", "gguf"], "must end in .gguf: the model becomes one file"),
+        (["RUN", "NEW", "--to", "ours", "--quant", "q8_0"], "--quant is about GGUF files; end TARGET in .gguf"),
+        (["RUN", "NEW"], "--to is missing"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(arguments, sentence, model, tmp_path):
