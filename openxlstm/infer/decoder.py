@@ -6,7 +6,7 @@ Both take the state that the prompt left, and both can drop rows. `decoder` choo
 from __future__ import annotations
 
 import ctypes
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from openxlstm.models.xlstm_large import xLSTMLarge
 MOST_ROWS = 16  # beyond, a product of matrices is faster than rows that pass a matrix together
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """One token at a time for B rows, from a state on."""
 
@@ -36,8 +37,8 @@ class Decoder(Protocol):
 class NativeDecoder:
     """The native step of a model (kernels/cpu). Owns its state, and writes to it in place: memory is constant.
 
-    Matrices are read where the model keeps them, in fp32 or bf16; activations, norms, gates and states are fp32. So
-    its scores are those of the same weights in fp32 arithmetic, to rounding.
+    Matrices are read where the model keeps them, in fp32, bf16 or a GGUF file's blocks; activations, norms, gates and
+    states are fp32. So its scores are those of the same weights in fp32 arithmetic, to rounding.
 
     Args:
         model: one that `refuses` lets through; weights that change later must not be used with an old decoder.
@@ -84,6 +85,29 @@ class NativeDecoder:
         rows = self._state.tensors()[0].shape[0]
         self._program = Program(self._model, self._state, rows)
         self._memory = torch.zeros(self._program.size)
+
+
+class ModelDecoder:
+    """The model itself, a call per operation. Takes any language model on any device."""
+
+    def __init__(self, model: LanguageModel, state: ModelState):
+        self._model, self._state = model, state
+
+    def step(self, tokens: Int[Tensor, "B"]) -> Float[Tensor, "B W"]:
+        """See `Decoder`."""
+        with torch.no_grad():
+            hidden, self._state = self._model.features(tokens[:, None], self._state)
+            return self._model.logits(hidden)[:, 0]
+
+    def select(self, rows: Int[Tensor, "R"]) -> None:
+        """See `Decoder`."""
+        self._state = self._state.select(rows)
+
+
+def decoder(model: LanguageModel, state: ModelState) -> Decoder:
+    """What is fastest for these rows: the native step where it can serve, the model itself elsewhere."""
+    rows = state.tensors()[0].shape[0]
+    return ModelDecoder(model, state) if refuses(model, rows) else NativeDecoder(model, state)
 
 
 def refuses(model: LanguageModel, rows: int) -> str | None:

@@ -27,9 +27,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openxlstm.data.tokenizer import Tokenizer
+from openxlstm.infer.decoder import Decoder, decoder
 from openxlstm.infer.detokenize import Characters, StopStrings
 from openxlstm.infer.sampling import Number, Sampling, choose
-from openxlstm.models.interface import LanguageModel, ModelState
+from openxlstm.models.interface import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ def _continue(
         return
     device = next(_module(model).parameters()).device
     tokens_BT, mask_BT = _left_padded(ids, device)
-    logits_BW, state = _advance(model, tokens_BT, None, mask_BT)
+    logits_BW, decode = _read(model, tokens_BT, mask_BT)
     # Widths of models are rounded up; what lies beyond the tokenizer is no token and is never drawn.
     width = min(tokenizer.vocab_size, logits_BW.shape[-1])
     seen_BW = _seen(ids, tokenizer, width, device) if sampling.repetition_penalty is not None else None
@@ -223,21 +224,24 @@ def _continue(
         if len(alive) < len(rows):
             keep = torch.tensor(alive, device=device)
             rows = [rows[index] for index in alive]
-            next_B, state = next_B[keep], state.select(keep)
+            next_B = next_B[keep]
+            with _evaluating(model):
+                decode.select(keep)
             seen_BW = None if seen_BW is None else seen_BW[keep]
-        logits_BW, state = _advance(model, next_B[:, None], state, None)
+        with _evaluating(model):
+            logits_BW = decode.step(next_B)
 
 
-def _advance(
-    model: LanguageModel, tokens: Int[Tensor, "B T"], state: ModelState | None, mask: Bool[Tensor, "B T"] | None
-) -> tuple[Float[Tensor, "B W"], ModelState]:
-    """Read tokens and predict the one after the last; only that one goes through the vocabulary's matrix.
+def _read(
+    model: LanguageModel, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None
+) -> tuple[Float[Tensor, "B W"], Decoder]:
+    """Read the prompts and predict the token after the last; only that one goes through the vocabulary's matrix.
 
     no_grad and not inference_mode: a table that a module keeps from an inference_mode call could not be trained with.
     """
     with torch.no_grad(), _evaluating(model):
-        hidden_BTD, state = model.features(tokens, state, mask=mask)
-        return model.logits(hidden_BTD[:, -1:])[:, 0], state
+        hidden_BTD, state = model.features(tokens, None, mask=mask)
+        return model.logits(hidden_BTD[:, -1:])[:, 0], decoder(model, state)
 
 
 @contextmanager
