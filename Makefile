@@ -44,10 +44,9 @@ test: $(VENV)/.peers
 	$(BIN)/pytest -q -n 2 --durations=10
 	$(BIN)/pytest -q -m compile -o addopts=--import-mode=importlib
 
-## bench: speed and memory beside the installed peers; prints nothing while parity is red
+## bench: speed beside the installed peers, into docs/performance.md; prints no number while parity is red
 bench: $(VENV)/.peers
-	$(BIN)/python -m openxlstm.bench.kernels
-	$(BIN)/python -m openxlstm.bench.slstm
+	$(BIN)/xlstm bench --write docs/performance.md
 
 ## docs: every command and every example in README and docs is executed
 docs: $(READY)

@@ -68,6 +68,7 @@ OPTIONS = {
         "source", "target", "--to", "--quant", "--check", "--config", "--shard-size", "--slstm-layout", "--json",
         "--help",
     },
+    "bench": {"suites", "--runs", "--threads", "--write", "--json", "--help"},
     "info": {"what", "--json", "--help"},
 }  # fmt: skip
 

@@ -1,145 +1,132 @@
-"""The mLSTM, forward and backward, beside the peers that are installed: `python -m openxlstm.bench.kernels`.
+"""Both cells, forward and backward, beside the kernels that people have: the suite `kernels` of `xlstm bench`.
 
-One process, one harness, both sides in turn, each with the layout it prefers; medians. First every result is compared
-with the definition in float64: no time is printed for a wrong one. (The peers' kernels drop the gradient through the
-normaliser, so only their outputs are compared.)
+The mLSTM stands beside every native kernel of `mlstm_kernels`, each side at its best chunk and in the layout it
+prefers; the sLSTM beside the vanilla cell of `xlstm` and beside `nn.LSTM`, which is another cell of equal width with
+one head, so it multiplies more; it is here because it is what people have. Every result is compared with the definition
+in float64 first. (The peers' mLSTM drops the gradient through the normaliser, so only its outputs are compared.)
+
+An mLSTM forward pass takes L (K + V) + 4 K V FLOPs a token and head, chunks being L long and scores causal, and a
+backward pass L (3 K + 2 V) + 10 K V: the products of kernels/cpu/csrc/mlstm_*.cpp, half of the causal ones counted.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import click
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from openxlstm import kernels
-from openxlstm.bench.peers import native_mlstm_kernels
-from openxlstm.cells import mlstm as definition
-from openxlstm.cells import mLSTMState
+from openxlstm.bench.harness import OURS, Row, Side, check, gemm, measure, relative
+from openxlstm.bench.peers import native_mlstm_kernels, vanilla_slstm
+from openxlstm.cells import mlstm as mlstm_definition
+from openxlstm.cells import slstm as slstm_definition
+from openxlstm.kernels.cpu.mlstm_ops import best_chunk
 
-SHAPES = ((4, 4, 512, 64, 128), (1, 4, 2048, 64, 128), (1, 8, 2048, 256, 512))  # B, H, T, K, V
-LIMIT = 4e-5  # relative rms error of ours against float64, fp32; the tests' own limit
-PEER_LIMIT = 1e-3  # theirs, outputs only
+MLSTM = ((4, 4, 512, 64, 128), (1, 4, 2048, 64, 128), (1, 4, 1024, 128, 256), (1, 8, 2048, 256, 512))  # B, H, T, K, V
+SLSTM = ((4, 512, 256, 4), (16, 256, 512, 4), (1, 512, 768, 4))  # B, T, D, H
+LIMITS = {torch.float32: 4e-5, torch.bfloat16: 1.2e-2}  # relative rms of ours against float64; the tests' own limits
+PEER_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # theirs, outputs only
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-@click.command()
-@click.option("--runs", default=7, show_default=True, help="Timed runs of each side; the median counts.")
-@click.option("--threads", default=0, help="Threads; 0 for PyTorch's default.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write every number to this file.")
-def main(runs: int, threads: int, json_file: Path | None) -> None:
-    """Time the mLSTM's forward and backward pass against the installed peers, after checking both."""
-    if threads:
-        torch.set_num_threads(threads)
-    console = Console()
-    peers = native_mlstm_kernels()
-    if not peers:
-        console.print("No peer is installed: pip install --no-deps mlstm_kernels==2.0.6 einops")
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    console.print(f"mLSTM forward + backward, fp32, median of {runs} in ms; {machine}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("B H T K V", "kernel", "error", "median", "fastest", "ours / it"):
-        table.add_column(column, justify="left" if column in ("B H T K V", "kernel") else "right", no_wrap=True)
+def run(runs: int, say: Callable[[str], None]) -> list[Row]:
+    """Rows of all cases; `say` hears what comes next."""
     rows = []
-    for shape in SHAPES:
-        for row in compare(shape, peers, runs):
-            rows.append(row)
-            ours = row["kernel"] == "openxlstm"
-            table.add_row(
-                " ".join(map(str, shape)) if ours else "",
-                row["kernel"],
-                f"{row['error']:.0e}",
-                f"{row['median_ms']:.1f}",
-                f"{row['fastest_ms']:.1f}",
-                "" if ours else f"{row['ours_over_it']:.2f}",
-            )
-        table.add_section()
-    console.print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    for shape in MLSTM:
+        for dtype in (torch.float32, torch.bfloat16):
+            say(f"mLSTM {shape} {NAMES[dtype]}")
+            rows += mlstm(shape, dtype, runs)
+    for size in SLSTM:
+        say(f"sLSTM {size} fp32")
+        rows += slstm(size, runs)
+    return rows
 
 
-def compare(shape: tuple[int, ...], peers: dict[str, Callable[..., Tensor]], runs: int) -> list[dict[str, Any]]:
-    """One row per kernel: error, median and fastest time, and the ratio of our median to its own."""
+def mlstm(shape: tuple[int, ...], dtype: torch.dtype, runs: int) -> list[Row]:
+    """Forward and backward of one shape. bf16: q, k, v and h; a peer needs its gates in bf16 too."""
     B, H, T, K, V = shape
+    case = f"mLSTM, B {B}, H {H}, T {T}, K {K}, V {V}, {NAMES[dtype]}"
     generator = torch.Generator().manual_seed(0)
-
-    def normal(*size: int, mean: float = 0.0) -> Tensor:
-        return (torch.randn(*size, generator=generator) + mean).requires_grad_()
-
-    inputs = [normal(B, T, H, K), normal(B, T, H, K), normal(B, T, H, V), normal(B, T, H), normal(B, T, H, mean=3.0)]
-    cotangent = torch.randn(B, T, H, V, generator=generator)
-    head_first = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in inputs]
+    inputs = [torch.randn(B, T, H, width, generator=generator).to(dtype) for width in (K, K, V)]
+    inputs += [torch.randn(B, T, H, generator=generator).bfloat16().float() + mean for mean in (0.0, 3.0)]
+    inputs = [x.requires_grad_() for x in inputs]
+    cotangent = torch.randn(B, T, H, V, generator=generator).to(dtype)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    truth, _ = _chunkwise(exact)
-    truth_gradients = torch.autograd.grad(truth, exact, cotangent.double())
+    truth, _ = mlstm_definition.chunkwise(exact[0], exact[1], exact[2], exact[3], exact[4], chunk=128)
+    gradients = torch.autograd.grad(truth, exact, cotangent.double())
 
-    def ours() -> tuple[Tensor, ...]:
-        h, _ = _ours(inputs)
-        return h, *torch.autograd.grad(h, inputs, cotangent)
+    def by(backend: str) -> Callable[[], list[Tensor]]:
+        def call() -> list[Tensor]:
+            h, _ = kernels.mlstm(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], backend=backend)
+            return [h, *torch.autograd.grad(h, inputs, cotangent)]
 
-    def peer(kernel: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-        theirs = cotangent.transpose(1, 2).contiguous()
+        return call
 
-        def run() -> tuple[Tensor, ...]:
+    head_first = [x.detach().to(dtype).transpose(1, 2).contiguous().requires_grad_() for x in inputs]
+    theirs = cotangent.transpose(1, 2).contiguous()
+
+    def peer(kernel: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:
+        def call() -> list[Tensor]:
             h = kernel(*head_first)
-            return h, *torch.autograd.grad(h, head_first, theirs)
+            return [h, *torch.autograd.grad(h, head_first, theirs)]
 
-        return run
+        return call
 
-    errors = {"openxlstm": max(_error(a, b) for a, b in zip(ours(), (truth, *truth_gradients), strict=True))}
-    sides = {"openxlstm": ours}
-    for name, kernel in peers.items():
-        sides[name] = peer(kernel)
-        errors[name] = _error(sides[name]()[0].transpose(1, 2), truth)
-    for name, found in errors.items():
-        if not found <= (LIMIT if name == "openxlstm" else PEER_LIMIT):
-            raise click.ClickException(
-                f"{name} at {shape} is off by {found:.1e}: no time is printed for a wrong result"
-            )
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(runs):
-        for name, side in sides.items():
-            began = time.perf_counter()
-            side()
-            times[name].append(1e3 * (time.perf_counter() - began))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    return [
-        {
-            "shape": list(shape),
-            "kernel": name,
-            "error": errors[name],
-            "median_ms": median[name],
-            "fastest_ms": min(times[name]),
-            "ours_over_it": median["openxlstm"] / median[name],
-        }
-        for name in sides
-    ]
+    sides = []
+    for name, backend in ((OURS, "auto"), (f"{OURS}, torch", "torch")):
+        error = max(relative(got, want) for got, want in zip(by(backend)(), (truth, *gradients), strict=True))
+        check(name, case, error, LIMITS[dtype])
+        sides.append(Side(name, by(backend), error))
+    for name, kernel in native_mlstm_kernels().items():
+        error = relative(peer(kernel)()[0].transpose(1, 2), truth)
+        check(name, case, error, PEER_LIMITS[dtype])
+        sides.append(Side(f"mlstm_kernels, {name}", peer(kernel), error))
+    L = best_chunk(K, V)
+    flops = B * T * H * (L * (K + V) + 4 * K * V + L * (3 * K + 2 * V) + 10 * K * V)
+    return measure(case, sides, runs, work=flops / 1e9, unit="GFLOP/s", ceiling=gemm())
 
 
-def _ours(x: list[Tensor]) -> tuple[Tensor, mLSTMState]:
-    q, k, v, i, f = x
-    return kernels.mlstm(q, k, v, i, f)
+def slstm(size: tuple[int, int, int, int], runs: int) -> list[Row]:
+    """Forward and backward of one size."""
+    B, T, D, H = size
+    K, case = D // H, f"sLSTM, B {B}, T {T}, D {D}, H {H}, fp32"
+    generator = torch.Generator().manual_seed(0)
+    gates = torch.randn(B, T, 4, H, K, generator=generator).requires_grad_()
+    R = (torch.randn(H, K, 4, K, generator=generator) * 0.3 / K**0.5).requires_grad_()
+    b = torch.zeros(4, H, K).requires_grad_()
+    cotangent = torch.randn(B, T, H, K, generator=generator)
+    with torch.no_grad():
+        truth, _ = slstm_definition.recurrent(gates[:1].double(), R.double(), b.double())
 
+    def by(backend: str) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            h, _ = kernels.slstm(gates, R, b, backend=backend)
+            torch.autograd.grad(h, (gates, R, b), cotangent)
+            return h
 
-def _chunkwise(x: list[Tensor]) -> tuple[Tensor, mLSTMState]:
-    q, k, v, i, f = x
-    return definition.chunkwise(q, k, v, i, f, chunk=128)
+        return call
 
+    found: dict[str, Callable[[], Tensor]] = {OURS: by("auto"), f"{OURS}, torch": by("torch")}
+    if (vanilla := vanilla_slstm(gates, R, b)) is not None:
+        forward, leaves = vanilla
 
-def _error(got: Tensor, want: Tensor) -> float:
-    got, want = got.detach(), want.detach()
-    return float((got.double() - want).square().mean().sqrt() / want.square().mean().sqrt())
+        def peer() -> Tensor:
+            h = forward()
+            torch.autograd.grad(h, leaves, cotangent)
+            return h
 
+        found["xlstm, vanilla"] = peer
+    sides = []
+    for name, call in found.items():
+        error = relative(call()[:1], truth)
+        check(name, case, error, LIMITS[torch.float32])
+        sides.append(Side(name, call, error))
+    lstm, x = nn.LSTM(D, D, batch_first=True), torch.randn(B, T, D, generator=generator).requires_grad_()
 
-if __name__ == "__main__":
-    main()
+    def other() -> Tensor:
+        h, _ = lstm(x)
+        torch.autograd.grad(h, [x, *lstm.parameters()], cotangent.flatten(2))
+        return h
+
+    return measure(case, [*sides, Side("nn.LSTM, one head", other)], runs)

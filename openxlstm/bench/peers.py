@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 CHUNKS = (64, 128)  # the lengths at which the peer's native kernels were fastest (docs/log.md)
 
@@ -38,6 +40,17 @@ def _call(kernel: Callable[..., Tensor], chunk: int) -> Callable[..., Tensor]:
         return kernel(q, k, v, i, f, chunk_size=chunk)
 
     return run
+
+
+def nx_model(folder: str) -> nn.Module:
+    """The language model of `xlstm` from a folder of `xlstm convert --to nxai`: its own config classes and weights."""
+    yaml, dacite = importlib.import_module("yaml"), importlib.import_module("dacite")
+    nx = importlib.import_module("xlstm")
+    said = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
+    model = nx.xLSTMLMModel(dacite.from_dict(nx.xLSTMLMModelConfig, said))
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    assert isinstance(model, nn.Module), "the peer's model is a torch module"
+    return model
 
 
 def vanilla_slstm(gates: Tensor, R: Tensor, b: Tensor) -> tuple[Callable[[], Tensor], list[Tensor]] | None:

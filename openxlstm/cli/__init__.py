@@ -34,6 +34,7 @@ VERBS = {  # verb: (module that has a click command of the same name, one line f
     "export": ("openxlstm.cli.export", "Take the model out of a run's checkpoint, in any layout."),
     "ckpt": ("openxlstm.cli.ckpt", "Look into checkpoints: info, diff, consolidate."),
     "convert": ("openxlstm.cli.convert", "Convert a checkpoint: ours, Hugging Face, NX-AI, GGUF."),
+    "bench": ("openxlstm.cli.bench", "Time kernels, a training step and decoding beside the installed peers."),
     "info": ("openxlstm.cli.info", "Show what a model, a preset, a recipe or this installation is made of."),
 }
 
