@@ -176,7 +176,7 @@ def test_flipped_bytes_are_refused_or_harmless(good, tmp_path):
     head = min(stored.begin for stored in gguf.open_gguf(path).head.tensors.values())
     draw = random.Random(5)
     outcomes = {"refused": 0, "read": 0}
-    for trial in range(400):
+    for trial in range(250):
         raw = bytearray(good)
         for _ in range(draw.choice((1, 1, 2, 8))):
             raw[draw.randrange(24 if trial % 4 == 0 else head)] = draw.choice(
@@ -188,14 +188,14 @@ def test_flipped_bytes_are_refused_or_harmless(good, tmp_path):
         if opened is not None:
             for stored in opened.head.tensors.values():
                 assert 0 < stored.begin < stored.begin + stored.nbytes <= len(raw)
-    assert outcomes["refused"] > 100, outcomes
-    assert outcomes["read"] > 6, "text in metadata may change without harm"
+    assert outcomes["refused"] > 60, outcomes
+    assert outcomes["read"] > 4, "text in metadata may change without harm"
 
 
 def test_spliced_pieces_are_refused_or_harmless(good, tmp_path):
     """Pieces cut out, doubled or filled with one byte, which moves everything behind them."""
     path, draw = tmp_path / "m.gguf", random.Random(6)
-    for _ in range(120):
+    for _ in range(60):
         a, length = draw.randrange(6000), draw.randrange(1, 64)
         piece = draw.choice((b"", good[a : a + length] * 2, b"\xff" * length))
         path.write_bytes(good[:a] + piece + good[a + length :])
