@@ -29,7 +29,7 @@ from openxlstm.checkpoint.layouts import Given
 from openxlstm.checkpoint.plan import Plan, Reader, check, our_tensors
 from openxlstm.checkpoint.rules_gguf import matrices, rules
 from openxlstm.checkpoint.sources import Source, read_json
-from openxlstm.kernels.quantized import BLOCK, KINDS, PART, bytes_per_row
+from openxlstm.kernels.quantized import BLOCK, KINDS, bytes_per_row
 from openxlstm.models.xlstm import xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
 
@@ -40,6 +40,7 @@ Quant = Literal["q8_0", "q4_0", "q4_1", "bf16", "f32"]
 
 FILE_TYPES = {"f32": 0, "q4_0": 2, "q4_1": 3, "q8_0": 7, "bf16": 32}  # general.file_type: what most tensors are
 NUMBERS = {kind: number for number, kind in TYPES.items()}
+STEP = 1 << 20  # numbers that are quantised at a time; the library's temporaries then take about 30 MB
 LARGEST = 65_504  # a scale is fp16, and a block's scale is at most its largest number
 SPECIAL_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}  # theirs: in tokenizer.ggml.*
 
@@ -76,7 +77,7 @@ def to_gguf(
 ) -> Report:
     """Write the checkpoint in `source` into the new file `target`, with the tokenizer that lies beside it.
 
-    Memory: the largest tensor, a few times over.
+    Memory: the largest tensor, less than twice.
 
     Args:
         source: a folder or a file of weights in any layout, or another GGUF file, which is dequantised first.
@@ -268,7 +269,7 @@ def _encode(tensor: Tensor, kind: str, name: str) -> np.ndarray:
         return tensor.detach().float().contiguous().numpy()
     rows = tensor.detach().reshape(-1, tensor.shape[-1])
     stored = np.empty((rows.shape[0], bytes_per_row(kind, rows.shape[1])), dtype=np.uint8)
-    step = max(1, PART // rows.shape[1])
+    step = max(1, STEP // rows.shape[1])
     for first in range(0, len(rows), step):
         some = rows[first : first + step].float()
         largest = float(some.abs().max())

@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 BLOCK = 32  # numbers that share a scale
-PART = 1 << 22  # numbers that are dequantised at a time, 16 MiB in fp32: a 7B model's head would be 824 MB at once
+PART = 1 << 18  # numbers that are dequantised at a time: 1 MiB in fp32 stays in the cache, and the heap whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,124 @@
+"""A GGUF file of any size with random weights, written a tensor at a time: the model never exists in memory.
+
+    python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --quant q8_0
+    python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --load      # and what loading it and a step of it take
+
+Weights are drawn as the initialisation table of the 7B architecture has them in size, gates and biases included, so
+that activations stay finite; a model of such weights writes noise. The tokenizer inside is the byte tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openxlstm.checkpoint import gguf
+from openxlstm.checkpoint.gguf_write import Quant, Report, check_target, write
+from openxlstm.checkpoint.plan import Plan, identity, our_tensors
+from openxlstm.checkpoint.sources import Entry, Source
+from openxlstm.data.tokenizer import Tokenizer
+from openxlstm.models.accounting import Own
+from openxlstm.models.presets import PRESETS
+from openxlstm.models.xlstm_large import xLSTMLargeConfig
+from openxlstm.nn.init import forget_bias_per_head
+
+
+def write_random(config: Own, target: Path, quant: Quant, *, seed: int = 0, repeat: bool = True) -> Report:
+    """Write the file; its peak of memory is that of the largest tensor, a few times over.
+
+    Args:
+        repeat: draw 2^20 numbers per tensor and repeat them. Of the time of a 7B model, drawing is most.
+
+    Raises:
+        ValueError: the target is taken, or is no .gguf.
+    """
+    check_target(target, quant)
+    entries = {
+        name: Entry(tuple(tensor.shape), torch.float32, target, _drawn(name, tensor, config, seed, repeat))
+        for name, tensor in our_tensors(config).items()
+    }
+    words = {gguf.TOKENIZER: Tokenizer.bytes().json, "tokenizer.ggml.eos_token_id": 256}
+    return write(Plan("ours", config, identity(config)), Source(target, entries), target, quant, words)
+
+
+def _drawn(name: str, like: Tensor, config: Own, seed: int, repeat: bool) -> Callable[[], Tensor]:
+    shape, count = tuple(like.shape), like.numel()
+
+    def read() -> Tensor:
+        if re.search(r"(norm|skip)(\.weight)?$", name):
+            return torch.ones(shape)
+        if re.search(r"(gate_f|fgate_preact)\.bias$", name):
+            return forget_bias_per_head(count)
+        if name.endswith("igate_preact.bias"):
+            return torch.full(shape, -10.0 if isinstance(config, xLSTMLargeConfig) else 0.0)
+        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+        drawn = min(count, (1 << 20) + 1) if repeat else count  # odd, so that rows do not repeat each other
+        numbers = torch.randn(drawn, generator=generator) * shape[-1] ** -0.5
+        return numbers.repeat(-(-count // drawn))[:count].view(shape)
+
+    return read
+
+
+def measure_load(path: Path, tokens: int = 4) -> dict[str, float]:
+    """Seconds to load, seconds per token by the model's own forward, and the process's peak of memory over the file.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    started = time.perf_counter()
+    model = gguf.load(path, device="cpu", dtype=None)
+    loaded = time.perf_counter()
+    with torch.no_grad():
+        state, token = None, torch.tensor([[1]])
+        for _ in range(tokens):
+            logits, state = model(token, state)
+            token = logits[:, -1:].argmax(-1)
+    seconds = (time.perf_counter() - loaded) / tokens
+    size, peak = path.stat().st_size, peak_memory()
+    return {
+        "load_seconds": loaded - started, "seconds_per_token": seconds, "file_bytes": size, "peak_bytes": peak,
+        "peak_over_file": peak / size,
+    }  # fmt: skip
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in memory (Linux), pages of mapped files included.
+
+    Raises:
+        ValueError: the system does not say.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    except OSError as error:
+        raise ValueError(f"only Linux tells a process's peak of memory in /proc ({error})") from error
+    assert found is not None, "VmHWM is in every Linux"
+    return 1024 * int(found[1])
+
+
+def main() -> None:
+    """The command in the module's docstring."""
+    parser = argparse.ArgumentParser(description="Write a GGUF file of random weights.")
+    parser.add_argument("preset", choices=sorted(PRESETS))
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--quant", choices=("q8_0", "q4_0", "q4_1", "bf16", "f32"), default="q8_0")
+    parser.add_argument("--load", action="store_true", help="load what is there already, and measure that")
+    options = parser.parse_args()
+    if options.load:
+        for name, value in measure_load(options.target).items():
+            print(f"{name:18} {value:,.3f}")
+        return
+    started = time.perf_counter()
+    report = write_random(PRESETS[options.preset].config, options.target, options.quant)
+    print(f"{report.target}: {report.bytes:,} bytes in {time.perf_counter() - started:.0f} s, {report.kinds}, "
+          f"peak memory {peak_memory():,} bytes")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
