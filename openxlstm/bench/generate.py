@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from openxlstm.bench.harness import OURS, Row, Side, check, measure, reading, relative
 from openxlstm.bench.peers import nx_model
 from openxlstm.checkpoint.convert import export
-from openxlstm.infer.decoder import NativeDecoder, refuses
+from openxlstm.infer.decoder import NativeDecoder, decoder, refuses
 from openxlstm.models.interface import LanguageModel
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 from openxlstm.nn.gates import GateLinear
-from openxlstm.nn.quant import QuantLinear
+from openxlstm.nn.quant import QuantEmbedding, QuantLinear
 
 LIMITS = {"fp32": 2e-5, "bf16": 5e-2, "q8_0": 1e-3, "q4_0": 1e-3}  # bf16: the model itself rounds its activations
+POSITIONS = (100, 1_000, 10_000, 100_000)  # tokens read before the one that is timed
 READ = 16  # tokens that the state has seen
 
 
@@ -38,6 +39,9 @@ def run(runs: int, say: Callable[[str], None]) -> list[Row]:
     for precision in ("fp32", "bf16"):
         say(f"2M parameters, {precision}")
         rows += small(precision, runs)
+    for position in POSITIONS:
+        say(f"2M parameters, {position:,} tokens later")
+        rows += after(position, runs)
     say("400M parameters: transformers")
     theirs = in_tree() if importlib.util.find_spec("transformers") else None
     for kind in ("bf16", "q8_0", "q4_0"):
@@ -62,6 +66,18 @@ def small(precision: str, runs: int) -> list[Row]:
     return measure(case, [*_ours(model, precision, case), *sides], runs, repeat=5)
 
 
+def after(position: int, runs: int) -> list[Row]:
+    """The same small model when it has decoded `position` tokens: the same time, from the same memory."""
+    torch.manual_seed(0)
+    model = xLSTM(xLSTMConfig(vocab_size=512, width=192, heads=4, pattern="mmmsmmmm")).eval()
+    native = decoder(model, model.empty_state(1))
+    token = torch.zeros(1, dtype=torch.long)
+    for _ in range(position):
+        token = native.step(token).argmax(-1)
+    case = f"a token after {position:,}, {model.config.label}, 2.1M parameters, batch 1, fp32"
+    return measure(case, [Side(OURS, lambda: native.step(token))], runs, repeat=20)
+
+
 def large(kind: str, runs: int, theirs: Callable[[], object] | None) -> list[Row]:
     """406M parameters, batch 1."""
     torch.manual_seed(0)
@@ -82,9 +98,10 @@ def read_by_a_token(model: LanguageModel) -> int:
     """Bytes of all matrices but the embedding, and of the state, which is read and written."""
     assert isinstance(model, nn.Module), "a language model is a torch module"
     own = [*model.parameters(), *model.buffers()]
-    embedding = next(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
-    assert isinstance(embedding, Tensor), "an embedding has a weight"
-    return sum(x.nbytes for x in own) - embedding.nbytes + 2 * model.empty_state(1).nbytes
+    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding | QuantEmbedding))
+    table = embedding.blocks if isinstance(embedding, QuantEmbedding) else embedding.weight
+    assert isinstance(table, Tensor), "an embedding has a table"
+    return sum(x.nbytes for x in own) - table.nbytes + 2 * model.empty_state(1).nbytes
 
 
 def quantise(model: nn.Module, kind: str) -> None:
