@@ -1,10 +1,10 @@
 """sLSTM over a whole sequence on a GPU: one program sweeps the time of one head and ROWS rows of the batch.
 
-The equations are those of `cells/slstm.py` (arXiv:2405.04517, Sec. 2.2) and of the backward in `kernels/torch/slstm.py`.
+The equations are those of `cells/slstm.py` (arXiv:2405.04517, Sec. 2.2), backward as in `kernels/torch/slstm.py`.
 Heads never talk and rows never talk, so no program waits for another: correct by construction, without a barrier
-between programs. Up to K = 64 the recurrent weights stay in the program for the whole sweep; wider heads are cut into
-tiles of 64 on both sides, h goes from step to step through memory that this program alone touches, and R is read again
-at every step, from the second-level cache.
+between programs. Up to K = 64 (fp32: 32) the recurrent weights stay in the program for the whole sweep; wider heads
+are cut into tiles of that width on both sides, h goes from step to step through memory that this program alone
+touches, and R is read again at every step, from the second-level cache.
 
 The backward recomputes all pre-activations of a span as one matrix product, sweeps back, and leaves dR as one more.
 
@@ -22,7 +22,7 @@ from openxlstm.kernels.torch.slstm import final_state
 from openxlstm.kernels.triton.slstm_cell import gradients_of_step, load_flag, next_state
 
 ROWS = 16  # the smallest matrix product; a smaller batch is padded in registers, not in memory
-TILE = 64
+TILE = {2: 64, 4: 32}  # by bytes of a number: in fp32, whose products use no matrix unit, R of 64 x 64 spills
 SPAN = 1024  # steps whose pre-activations are recomputed at once in the backward: bounds its memory for any T
 # One stage: the pipeliner would fetch the next step's h before this step has written it.
 LAUNCH = {"num_warps": 4, "num_stages": 1}
@@ -314,7 +314,8 @@ def forward(
     states[0, 3].masked_fill_(states[0, 2] == 0, -torch.inf)  # m of an empty element is ignored: m_t = max(-inf, i_t)
     out = gates.new_empty(B, T, H, K)
     if B > 0:
-        kernel, tile = (forward_resident, _tile(K)) if K <= TILE else (forward_tiled, TILE)
+        resident, tile = plan(K, gates.dtype)
+        kernel = forward_resident if resident else forward_tiled
         kernel[H, triton.cdiv(B, ROWS)](
             gates, R.to(gates.dtype).contiguous(), b.to(h0.dtype).contiguous(), _bytes(reset, states),
             _bytes(mask, states), states, out, T, B, H, *gates.stride()[:4], K=K, TILE=tile, ROWS=ROWS,
@@ -338,7 +339,8 @@ def backward(
     for part, x in zip(G, (dh, dc, dn)):
         if x is not None:
             part.copy_(x.transpose(0, 1))
-    kernel, tile = (backward_resident, _tile(K)) if K <= TILE else (backward_tiled, TILE)
+    resident, tile = plan(K, gates.dtype)
+    kernel = backward_resident if resident else backward_tiled
     for first in reversed(range(0, T, SPAN)):
         last = min(first + SPAN, T)
         h_in = states[first:last, 0]
@@ -366,8 +368,10 @@ def backward(
     return dgates, dR.view(R.shape).to(R.dtype), db.to(b.dtype), dh0, dc0, dn0
 
 
-def _tile(K: int) -> int:
-    return max(16, triton.next_power_of_2(K))
+def plan(K: int, dtype: torch.dtype) -> tuple[bool, int]:
+    """Whether R stays in the program, and the tile: from shape and dtype alone, so that equal calls run alike."""
+    widest = TILE[dtype.itemsize]
+    return (True, max(16, triton.next_power_of_2(K))) if widest >= K else (False, widest)
 
 
 def _bytes(flags: Tensor | None, anything: Tensor) -> Tensor:

@@ -29,16 +29,19 @@ def log1p_of_exp(x):
 
 @triton.jit
 def logsigmoid(x):
+    """log(sigmoid(x)), of full precision where the gate is open."""
     return tl.minimum(x, 0.0) - log1p_of_exp(-tl.abs(x))
 
 
 @triton.jit
 def sigmoid(x):
+    """1 / (1 + exp(-x))."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
 def tanh(x):
+    """From an exponential that cannot overflow."""
     e = tl.exp(-2.0 * tl.abs(x))
     y = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -y, y)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -54,8 +55,8 @@ def main() -> None:
     for arch in map(int, sys.argv[1:]):
         for dtype in ("bf16", "fp32"):
             for K in (32, 64, 128, 192, 256):
-                small = K <= slstm.TILE
-                constants = {"K": K, "TILE": min(K, slstm.TILE), "ROWS": slstm.ROWS, **FLAGS}
+                small, tile = slstm.plan(K, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+                constants = {"K": K, "TILE": tile, "ROWS": slstm.ROWS, **FLAGS}
                 for kernel in (
                     slstm.forward_resident if small else slstm.forward_tiled,
                     slstm.backward_resident if small else slstm.backward_tiled,

@@ -10,18 +10,28 @@ import itertools
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from support import (  # noqa: E402
-    H, B, assert_equal, mlstm_inputs, mlstm_state, random_flags, slstm_inputs, slstm_results, slstm_state, unchanged,
+from support import (
+    B,
+    H,
+    assert_equal,
+    mlstm_inputs,
+    mlstm_state,
+    random_flags,
+    slstm_inputs,
+    slstm_results,
+    slstm_state,
+    unchanged,
 )  # fmt: skip
 
-from openxlstm.cells import mlstm, mLSTMState, slstm, sLSTMState  # noqa: E402
-from openxlstm.kernels.triton import recurrent, recurrent_ops  # noqa: E402
-from openxlstm.kernels.triton import slstm as sweeps  # noqa: E402
-from openxlstm.kernels.triton.mlstm_step import step_in_place  # noqa: E402
+from openxlstm.cells import mlstm, mLSTMState, slstm, sLSTMState
+from openxlstm.kernels.triton import recurrent, recurrent_ops
+from openxlstm.kernels.triton import slstm as sweeps
+from openxlstm.kernels.triton.mlstm_step import step_in_place
 
 LIMIT = 1e-4
 
@@ -46,7 +56,8 @@ def check_slstm(K: int, T: int, forget_gate: str, flags: dict, dtype: torch.dtyp
     want = slstm_results(slstm.recurrent, [double(p) for p in x], state.map(double), forget_gate=forget_gate, **flags)
     with unchanged(*x, *state.tensors()):
         got = slstm_results(door, x, state, forget_gate=forget_gate, **flags)
-    assert got["y"].dtype == got["dgates"].dtype == dtype and got["c"].dtype == got["dc0"].dtype == torch.float32
+    assert got["y"].dtype == got["dgates"].dtype == dtype
+    assert got["c"].dtype == got["dc0"].dtype == torch.float32
     assert_equal(got, want, limit, f"K={K}, T={T}, {forget_gate}, {list(flags)}, {dtype}")
 
 
@@ -84,14 +95,11 @@ def test_strided_gates_and_part_gradients() -> None:
         got, want = (torch.autograd.grad(getattr(s, name).sum(), (gates, R, b)) for s in (end, exact))
         for part, x, y in zip("gates R b".split(), got, want, strict=True):  # noqa: SIM905
             assert_equal({part: x}, {part: y}, LIMIT, f"only the final {name}")
-    try:
+    with pytest.raises(RuntimeError, match="once"):
         torch.autograd.grad(torch.autograd.grad(door(gates, R, b)[0].sum(), gates, create_graph=True)[0].sum(), gates)
-    except RuntimeError as error:
-        assert "once" in str(error)
-    else:
-        raise AssertionError("a second derivative must be refused")
     h, end = door(torch.empty(0, 3, 4, 3, 5), R, b)
-    assert h.shape == (0, 3, 3, 5) and end.h.shape == (0, 3, 5)
+    assert h.shape == (0, 3, 3, 5)
+    assert end.h.shape == (0, 3, 5)
 
 
 def test_mlstm_step() -> None:
@@ -133,12 +141,8 @@ def test_mlstm_step_over_keys_wider_than_a_tile() -> None:
         h, state = recurrent.mlstm_step(*x, state, **options)
         want, exact = mlstm.step(*(p.double() for p in x), exact)
         assert_equal({"h": h, "C": state.C, "n": state.n}, {"h": want, "C": exact.C, "n": exact.n}, LIMIT, "K=300")
-    try:
+    with pytest.raises(ValueError, match="contiguous"):
         step_in_place(*x, state.C.mT.contiguous().mT, state.n, state.m)
-    except ValueError as error:
-        assert "contiguous" in str(error)
-    else:
-        raise AssertionError("a state that cannot be updated where it lies must be refused")
 
 
 def main() -> None:
