@@ -130,9 +130,7 @@ def backward(
     scaled = g.enter * K**-0.5
     dC = torch.zeros_like(C) if dC is None else dC
     dn = torch.zeros_like(n) if dn is None or not normalised else dn
-    GC, Gn, dC0, dn0, rho = g.sweep(
-        q, dh, scaled * inverse, scaled * da, dC, dn, normalised, other=(states, columns)
-    )
+    GC, Gn, dC0, dn0, rho = g.sweep(q, dh, scaled * inverse, scaled * da, dC, dn, normalised, other=(states, columns))
     # torch.empty_like keeps strides, which may be anything; the operator promises what register_fake promises
     dq, dk, dv = (q.new_empty(x.shape) for x in (q, k, v))
     tiles_k, tiles_v = triton.cdiv(K, plan.TILE_K), triton.cdiv(V, plan.TILE_V)

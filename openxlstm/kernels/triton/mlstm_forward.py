@@ -131,12 +131,8 @@ def sweep(
         awake = t < T
         if MASK:
             awake = awake & (tl.load(p_mask + i_b * T + t, mask=awake, other=0) != 0)
-        x = tl.load(
-            p_x + t.to(tl.int64)[None, :] * s_xT + o_k[:, None], mask=in_k[:, None] & awake[None, :], other=0.0
-        )
-        y = tl.load(
-            p_y + t.to(tl.int64)[:, None] * s_yT + o_v[None, :], mask=awake[:, None] & in_v[None, :], other=0.0
-        )
+        x = tl.load(p_x + t.to(tl.int64)[None, :] * s_xT + o_k[:, None], mask=in_k[:, None] & awake[None, :], other=0.0)
+        y = tl.load(p_y + t.to(tl.int64)[:, None] * s_yT + o_v[None, :], mask=awake[:, None] & in_v[None, :], other=0.0)
         o = z * N * L + t
         weighted = y.to(tl.float32) * tl.load(p_weight + o)[:, None]
         decay = tl.load(p_decay + z * N + n)
