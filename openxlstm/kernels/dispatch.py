@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import openxlstm.kernels.cpu as cpu_backend
+import openxlstm.kernels.gpu as triton_backend
 import openxlstm.kernels.torch as torch_backend
 
 OPERATIONS = ("mlstm", "mlstm_step", "slstm", "slstm_step")
@@ -43,10 +44,12 @@ class Backend:
     module: ModuleType
     refuses: Callable[[Call], str | None]
     about: str
+    on_request: str | None = None  # why "auto" passes it over although it does not refuse
 
 
 # Fastest first. The torch backend is last and never refuses.
 BACKENDS: tuple[Backend, ...] = (
+    Backend("triton", triton_backend, triton_backend.refuses, triton_backend.about(), triton_backend.ON_REQUEST),
     Backend("cpu", cpu_backend, cpu_backend.refuses, cpu_backend.about()),
     Backend("torch", torch_backend, lambda call: None, "plain PyTorch, hand-written gradients; any device, any dtype"),
 )
@@ -56,7 +59,7 @@ def resolve(call: Call, name: str = "auto") -> Any:
     """The module that serves `call`. ValueError if the named backend does not exist or refuses."""
     if name == "auto":
         for backend in BACKENDS:
-            if backend.refuses(call) is None:
+            if backend.on_request is None and backend.refuses(call) is None:
                 return backend.module
     for backend in BACKENDS:
         if backend.name == name and backend.refuses(call) is None:
@@ -100,7 +103,7 @@ def explain(device: str | None = None) -> str:
 def _answers(call: Call) -> list[dict[str, str]]:
     served, rows = False, []
     for backend in BACKENDS:
-        reason = backend.refuses(call)
+        reason = backend.refuses(call) or backend.on_request
         rows.append({"backend": backend.name, "answer": reason or ("available" if served else "serves")})
         served = served or reason is None
     return rows

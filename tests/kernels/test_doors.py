@@ -45,7 +45,7 @@ def test_refusals_name_the_value_and_the_rule() -> None:
             q, k, v, i, f, mLSTMState.empty(B, H, K, V + 1, dtype=torch.float64)
         ),
         r"state\.h must have shape": lambda: kernels.slstm(*slstm_inputs(4), sLSTMState.empty(B, H, K + 1)),
-        r"backend='cuda' does not exist; there are 'auto', 'cpu', 'torch'": lambda: kernels.mlstm(
+        r"backend='cuda' does not exist; there are 'auto', 'triton', 'cpu', 'torch'": lambda: kernels.mlstm(
             q, k, v, i, f, backend="cuda"
         ),
         r"forget_gate='none' must be one of": lambda: kernels.slstm(*slstm_inputs(4), forget_gate="none"),
