@@ -1,6 +1,6 @@
-"""What computes one token for every row: the model itself, or on a CPU one native call for the whole model.
+"""What computes one token for every row: the model itself, or one call for all of it, native or a CUDA graph.
 
-Both take the state that the prompt left, and both can drop rows. `decoder` chooses; `explain` says what and why.
+All take the state that the prompt left, and all can drop rows. `decoder` chooses; `explain` says what and why.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from openxlstm.infer import graph
 from openxlstm.infer.program import FORMATS, Program, foreign_module
 from openxlstm.kernels.cpu.library import Decode, Native, native, threads
 from openxlstm.models.interface import LanguageModel, ModelState
@@ -105,9 +106,13 @@ class ModelDecoder:
 
 
 def decoder(model: LanguageModel, state: ModelState) -> Decoder:
-    """What is fastest for these rows: the native step where it can serve, the model itself elsewhere."""
+    """What is fastest for these rows: the native step on a CPU, a CUDA graph on a GPU, the model itself elsewhere."""
     rows = state.tensors()[0].shape[0]
-    return ModelDecoder(model, state) if refuses(model, rows) else NativeDecoder(model, state)
+    if refuses(model, rows) is None:
+        return NativeDecoder(model, state)
+    if isinstance(model, xLSTM | xLSTMLarge) and graph.refuses(model) is None:
+        return graph.GraphDecoder(model, state)
+    return ModelDecoder(model, state)
 
 
 def refuses(model: LanguageModel, rows: int) -> str | None:
@@ -131,6 +136,8 @@ def refuses(model: LanguageModel, rows: int) -> str | None:
 def explain(model: LanguageModel, rows: int = 1) -> str:
     """What decodes this model here, in a sentence."""
     reason = refuses(model, rows)
+    if reason is not None and isinstance(model, xLSTM | xLSTMLarge) and graph.refuses(model) is None:
+        return "one replayed CUDA graph per token"
     if reason is not None:
         return f"PyTorch, a call per operation: {reason}"
     found = native()

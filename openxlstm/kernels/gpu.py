@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from openxlstm.cells import mLSTMState
+from openxlstm.cells import mLSTMState, sLSTMState
 
 if TYPE_CHECKING:
     from openxlstm.kernels.dispatch import Call
@@ -38,14 +38,14 @@ def refuses(call: Call) -> str | None:
         return _MISSING
     if call.device != "cuda" and not (call.device == "cpu" and _INTERPRETED):
         return f"the tensors are on {call.device}"
-    if call.op != "mlstm":
-        return "of the operations the Triton kernels have the mLSTM over a sequence only, so far"
     if call.dtype == torch.float64:
         return "float64 is served by torch"
     if call.dtype == torch.bfloat16 and _INTERPRETED:
         return "Triton's interpreter multiplies the bits of bfloat16, not its values"
-    if call.forget_gate != "sigmoid":
-        return "an exponential forget gate is served by torch"
+    if call.op == "mlstm" and call.forget_gate != "sigmoid":
+        return "an exponential forget gate is served by torch: weights above 1 need another order of work"
+    if call.op == "mlstm_step" and call.needs_grad:
+        return "one step with gradients is served by torch"
     for name, width in (("K", call.K), ("V", call.V)):
         if width > WIDEST:
             return f"{name}={width} exceeds {WIDEST}"
@@ -76,9 +76,61 @@ def mlstm(
     )  # fmt: skip
 
 
+def mlstm_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: mLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    input_gate: str,
+    forget_gate: str,
+    eps: float,
+) -> tuple[Tensor, mLSTMState]:
+    """See `openxlstm.kernels.mlstm_step`; no gradients."""
+    from openxlstm.kernels.triton.recurrent import mlstm_step as launch
+
+    return launch(q, k, v, i, f, state, reset=reset, mask=mask, input_gate=input_gate, forget_gate=forget_gate, eps=eps)
+
+
+def slstm(
+    gates: Tensor,
+    R: Tensor,
+    b: Tensor,
+    state: sLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    forget_gate: str,
+) -> tuple[Tensor, sLSTMState]:
+    """See `openxlstm.kernels.slstm`; here T >= 1."""
+    from openxlstm.kernels.triton.recurrent import slstm as launch
+
+    return launch(gates, R, b, state, reset=reset, mask=mask, forget_gate=forget_gate)
+
+
+def slstm_step(
+    gates: Tensor,
+    R: Tensor,
+    b: Tensor,
+    state: sLSTMState,
+    *,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    forget_gate: str,
+) -> tuple[Tensor, sLSTMState]:
+    """A sequence of one."""
+    from openxlstm.kernels.triton.recurrent import slstm_step as launch
+
+    return launch(gates, R, b, state, reset=reset, mask=mask, forget_gate=forget_gate)
+
+
 def about() -> str:
     """What serves, for people, or why nothing does."""
-    return _MISSING or "Triton kernels of the mLSTM over a sequence; bfloat16, float16 and float32"
+    return _MISSING or "Triton kernels of both cells; bfloat16, float16 and float32; not yet run on a GPU"
 
 
 _MISSING = _missing()  # at import, so that a decision reads no file and no environment variable

@@ -61,7 +61,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"device": "cpu"}, "the tensors are on cpu"),
         ({"dtype": torch.float64}, "float64 is served by torch"),
         ({"K": 768}, "K=768 exceeds 512"),
-        ({"op": "slstm"}, "the mLSTM over a sequence only"),
+        ({"op": "mlstm_step"}, "one step with gradients"),
         ({"forget_gate": "exp"}, "exponential forget gate"),
     ):
         assert sentence in (gpu.refuses(Call(**{**facts, **change})) or ""), change
