@@ -152,23 +152,29 @@ class Step {
     void product_of_bytes(const xl_operation &op, Share own, int64_t row) const {
         const int64_t blocks = op.width / BLOCK_NUMBERS, bytes = row_bytes<Format>(op.width);
         static thread_local std::vector<int8_t> highs, lows;  // of this thread, as long as it lives
-        static thread_local std::vector<int32_t> corrections;
+        static thread_local std::vector<int32_t> corrections, folded;
         static thread_local std::vector<float> steps;
         const size_t count = static_cast<size_t>(blocks) * ROWS_X;
-        highs.resize(32 * count), lows.resize(32 * count), corrections.resize(8 * count), steps.resize(count + 7);
+        highs.resize(32 * count), lows.resize(32 * count), corrections.resize(8 * count);
+        folded.resize(8 * count), steps.resize(count + 7);
         Integers x[ROWS_X];
         for (int m = 0; m < ROWS_X; ++m) {
             const int64_t at_block = m * blocks;
             int8_t *high = highs.data() + 32 * at_block, *low = lows.data() + 32 * at_block;
-            int32_t *back = corrections.data() + 8 * at_block;
-            to_integers(at(op.from, op.from_ld, row + m), blocks, offset_of(Format{}), high, low, back, steps.data() + at_block);
-            x[m] = {high, low, back, steps.data() + at_block};
+            int32_t *back = corrections.data() + 8 * at_block, *twice = folded.data() + 8 * at_block;
+            float *step = steps.data() + at_block;
+            to_integers(at(op.from, op.from_ld, row + m), blocks, offset_of(Format{}), high, low, back, twice, step);
+            x[m] = {high, low, back, twice, step};
         }
         const uint8_t *weight = static_cast<const uint8_t *>(op.weight);
         int64_t o = own.begin;
         for (; o + 4 <= own.end; o += 4) {
             float y[4][ROWS_X];
-            few_bytes<Format, 4, ROWS_X>(weight + o * bytes, bytes, op.width, x, y);
+            if constexpr (std::is_same_v<Format, Q4_0>) {
+                four_of_nibbles<ROWS_X>(weight + o * bytes, bytes, op.width, x, y);
+            } else {
+                few_bytes<Format, 4, ROWS_X>(weight + o * bytes, bytes, op.width, x, y);
+            }
             finish<4, ROWS_X>(op, o, row, y);
         }
         for (; o < own.end; ++o) {

@@ -191,7 +191,8 @@ static inline void few(
 #if defined(__AVX512VNNI__)
 struct Integers {
     const int8_t *high, *low;      // 32 of a block
-    const int32_t *corrections;    // 8 of a block
+    const int32_t *corrections;    // 8 of a block, for four bytes each
+    const int32_t *folded;         // the same, first half plus second, twice: for two rows of 16 bytes side by side
     const float *steps;            // 1 of a block, and room for 7 more behind the last
 };
 
@@ -209,9 +210,9 @@ static constexpr int offset_of(Q8_0) { return 128; }
 static constexpr int offset_of(Q4_0) { return 8; }
 
 static inline void to_integers(
-    const float *x, int64_t blocks, int offset, int8_t *high, int8_t *low, int32_t *corrections, float *steps
+    const float *x, int64_t blocks, int offset, int8_t *high, int8_t *low, int32_t *corrections, int32_t *folded, float *steps
 ) {
-    for (int64_t block = 0; block < blocks; ++block, x += 32, high += 32, low += 32, corrections += 8) {
+    for (int64_t block = 0; block < blocks; ++block, x += 32, high += 32, low += 32, corrections += 8, folded += 8) {
         const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
         const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
         const float step = most / 16256.0f;  // 127 * 128
@@ -231,9 +232,10 @@ static inline void to_integers(
         sums = _mm256_dpbusd_epi32(sums, ones, all_low);
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(high), all_high);
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(low), all_low);
-        _mm256_storeu_si256(
-            reinterpret_cast<__m256i *>(corrections), _mm256_mullo_epi32(sums, _mm256_set1_epi32(-offset))
-        );
+        const __m256i back = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-offset));
+        const __m128i both = _mm_add_epi32(_mm256_castsi256_si128(back), _mm256_extracti128_si256(back, 1));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(corrections), back);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(folded), _mm256_broadcastsi128_si256(both));
         // What is not finite comes out as NaN, not as some integer.
         steps[block] = finite ? step : NAN;
     }
@@ -288,6 +290,64 @@ static inline void few_bytes(
             float row[8];
             _mm256_storeu_ps(row, sums[r][m]);
             y[r][m] = ((row[0] + row[4]) + (row[1] + row[5])) + ((row[2] + row[6]) + (row[3] + row[7]));
+        }
+}
+
+// Four rows of Q4_0, two side by side in a register: the products of both halves of a block meet in the same sums, and what
+// follows them is done once for two rows. Ten instructions of a block become six and a half.
+template <int ROWS_X>
+static inline void four_of_nibbles(
+    const uint8_t *weight, int64_t bytes, int64_t width, const Integers (&x)[ROWS_X], float (&y)[4][ROWS_X]
+) {
+    constexpr int S = Q4_0::SIZE;
+    const auto twice = [](const int8_t *p) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    };
+    const __m256i lowest = _mm256_set1_epi8(15);
+    __m256 sums[2][ROWS_X];
+    XL_UNROLL for (int pair = 0; pair < 2; ++pair)
+        XL_UNROLL for (int m = 0; m < ROWS_X; ++m) sums[pair][m] = _mm256_setzero_ps();
+    const int64_t blocks = width / BLOCK_NUMBERS;
+    for (int64_t first = 0; first < blocks; first += 8) {
+        const int count = static_cast<int>(blocks - first < 8 ? blocks - first : 8);
+        float factors[4][ROWS_X][8];
+        XL_UNROLL for (int r = 0; r < 4; ++r) {
+            const __m256 scales = eight_scales<Q4_0>(weight + r * bytes + first * S, count);
+            XL_UNROLL for (int m = 0; m < ROWS_X; ++m)
+                _mm256_storeu_ps(factors[r][m], _mm256_mul_ps(scales, _mm256_loadu_ps(x[m].steps + first)));
+        }
+        for (int b = 0; b < count; ++b) {
+            const int64_t block = first + b;
+            XL_UNROLL for (int pair = 0; pair < 2; ++pair) {
+                const uint8_t *p = weight + 2 * pair * bytes + block * S;
+                __builtin_prefetch(p + 4 * bytes);
+                __builtin_prefetch(p + 5 * bytes);
+                const __m256i q = _mm256_inserti128_si256(
+                    _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 2))),
+                    _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + bytes + 2)), 1
+                );
+                const __m256i below = _mm256_and_si256(q, lowest);
+                const __m256i above = _mm256_and_si256(_mm256_srli_epi16(q, 4), lowest);
+                XL_UNROLL for (int m = 0; m < ROWS_X; ++m) {
+                    const int8_t *high = x[m].high + 32 * block, *low = x[m].low + 32 * block;
+                    __m256i h = _mm256_dpbusd_epi32(_mm256_setzero_si256(), below, twice(high));
+                    h = _mm256_slli_epi32(_mm256_dpbusd_epi32(h, above, twice(high + 16)), 7);
+                    __m256i l = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x[m].folded + 8 * block));
+                    l = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(l, below, twice(low)), above, twice(low + 16));
+                    const __m256 factor = _mm256_mask_broadcastss_ps(
+                        _mm256_broadcast_ss(&factors[2 * pair][m][b]), 0xf0, _mm_load_ss(&factors[2 * pair + 1][m][b])
+                    );
+                    sums[pair][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(h, l)), factor, sums[pair][m]);
+                }
+            }
+        }
+    }
+    for (int pair = 0; pair < 2; ++pair)
+        for (int m = 0; m < ROWS_X; ++m) {
+            float row[8];
+            _mm256_storeu_ps(row, sums[pair][m]);
+            for (int half_of = 0; half_of < 2; ++half_of)
+                y[2 * pair + half_of][m] = (row[4 * half_of] + row[4 * half_of + 2]) + (row[4 * half_of + 1] + row[4 * half_of + 3]);
         }
 }
 #endif
