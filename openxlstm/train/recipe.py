@@ -278,8 +278,8 @@ class Recipe:
         """Nested plain values, as JSON and TOML hold them."""
         return plain(asdict(self))
 
-    def model_config(self) -> xLSTMConfig | xLSTMLargeConfig:
-        """The model's config. Only for a resolved recipe."""
+    def model_config(self) -> Any:
+        """The config of the model: ours, or that of an architecture to compare with. Only for a resolved recipe."""
         config, _ = architecture(self.model["architecture"])
         return config.from_dict({key: value for key, value in self.model.items() if key != "architecture"})
 

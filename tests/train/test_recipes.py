@@ -11,7 +11,7 @@ import torch
 from openxlstm.models.accounting import count_parameters
 from openxlstm.models.presets import PRESETS
 from openxlstm.train import config, estimate
-from openxlstm.train.recipe import ARCHITECTURES, Recipe
+from openxlstm.train.recipe import Recipe, architecture
 
 SIZES = {  # recipe: parameters, printed or from the published shapes
     **{f"neurips-15b-{size}": PRESETS[f"xlstm-{size}"].parameters for size in ("125m", "350m", "760m", "1.3b", "2.7b")},
@@ -38,6 +38,8 @@ SIZES = {  # recipe: parameters, printed or from the published shapes
     "stdlib-demo": 502_296,
     "stdlib-tiny": 96_648,
     "gcide-small": 1_987_640,
+    "learning-xlstm": 5_299_256,
+    "learning-llama": 5_246_720,
     "164m-smoke": 87_238_032,
 }
 TOKENS = {  # recipe: tokens in billions, as printed
@@ -62,7 +64,7 @@ def test_every_shipped_recipe_is_in_the_table() -> None:
 def test_a_recipe_builds_its_published_model(name: str) -> None:
     """On the meta device, from what the recipe resolves to; no data and no tokenizer need to be here."""
     recipe = resolved(name)
-    _, build = ARCHITECTURES[recipe.model["architecture"]]
+    _, build = architecture(recipe.model["architecture"])
     with torch.device("meta"):
         model = build(recipe.model_config())
     assert (
