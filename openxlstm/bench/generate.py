@@ -63,7 +63,7 @@ def small(precision: str, runs: int) -> list[Row]:
             peer = nx_model(f"{folder}/peer").to(dtype).eval()
         sides = [Side("xlstm, step", _nx_step(peer))]
     model = model.to(dtype).eval()
-    return measure(case, [*_ours(model, precision, case), *sides], runs, repeat=5)
+    return measure(case, [*_ours(model, precision, case), *sides], runs, repeat=20)
 
 
 def after(position: int, runs: int) -> list[Row]:

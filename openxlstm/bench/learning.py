@@ -29,24 +29,33 @@ HIGHER = {"4e-3": "8e-3", "8e-3": "1.6e-2"}
 TUNING = 80  # steps a rate
 
 
-def check(corpus: str, model: str, folder: Path, display: Display) -> None:
-    """Tune one model on one corpus, and train it at its best rate. Continues what was interrupted.
+def check(
+    corpus: str, model: str, folder: Path, display: Display, rate: str | None = None, steps: int | None = None
+) -> str:
+    """Tune one model on one corpus, and train it at its best rate, which is returned. Continues what was interrupted.
+
+    Args:
+        rate: one that was tuned on another corpus; then nothing is tuned.
+        steps: of the training; None for the recipe's.
 
     Raises:
         ValueError: the corpus or the folder cannot be used.
     """
     overrides = [f"data.corpus={json.dumps(corpus)}"]
-    rates = list(RATES)
-    while True:
+    rates, best = list(RATES), rate
+    while best is None:
         tuning = [*overrides, f"train.steps={TUNING}", f"evaluate.every={TUNING // 2}"]
         rows = sweep(f"learning-{model}", tuning, {"optim.lr": rates}, 1, folder / "tune", display)
-        best = chosen(rows)
-        further = LOWER.get(best) if best == rates[0] else HIGHER.get(best) if best == rates[-1] else None
+        found = chosen(rows)
+        further = LOWER.get(found) if found == rates[0] else HIGHER.get(found) if found == rates[-1] else None
         if further is None:
-            break
-        rates = [further, *rates] if best == rates[0] else [*rates, further]
-    recipe, tokenizer = read_recipe(f"learning-{model}", [*overrides, f"optim.lr={best}"])
+            best = found
+        else:
+            rates = [further, *rates] if found == rates[0] else [*rates, further]
+    length = [] if steps is None else [f"train.steps={steps}"]
+    recipe, tokenizer = read_recipe(f"learning-{model}", [*overrides, f"optim.lr={best}", *length])
     train(recipe, tokenizer, folder / f"final-{best}", default_cache(), display, lambda *_: "")
+    return best
 
 
 def chosen(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -64,11 +73,15 @@ def page(out: Path, pictures: Path, command: str) -> str:
     corpora: dict[str, dict[str, dict[str, Any]]] = {}
     for summary in sorted(out.glob("*-*/final-*/summary.json")):
         corpus, model = summary.parents[1].name.rsplit("-", 1)
-        tuned = [json.loads(line) for line in (summary.parents[1] / "tune" / RESULTS).read_text().splitlines()]
-        if summary.parent.name != f"final-{chosen(tuned)}":
+        results = summary.parents[1] / "tune" / RESULTS
+        tuned = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+        if tuned and summary.parent.name != f"final-{chosen(tuned)}":
             continue  # of a grid that has been extended since
         lines = [json.loads(line) for line in (summary.parent / "train.jsonl").read_text().splitlines()]
-        corpora.setdefault(corpus, {})[model] = {**json.loads(summary.read_text()), "tuned": tuned, "lines": lines}
+        corpora.setdefault(corpus, {})[model] = {
+            **json.loads(summary.read_text()), "tuned": tuned, "lines": lines,
+            "rate": summary.parent.name.removeprefix("final-"),
+        }  # fmt: skip
     if not corpora:
         raise ValueError(f"{out} holds no finished run; the folders are CORPUS-MODEL/final-RATE")
     return "\n".join(_page(corpora, pictures, command)) + "\n"
@@ -91,7 +104,7 @@ def _page(corpora: Mapping[str, Mapping[str, Any]], pictures: Path, command: str
         yield ""
         yield f"### {corpus}"
         yield ""
-        yield f"{first['data']['train_tokens']:,} training tokens there are; {first['tokens']:,} were read, in "
+        yield f"{first['data']['train_tokens']:,} training tokens there are; {first['tokens']:,} were read, in"
         yield f"{first['step']} steps. Fingerprint of the test split: `{first['data']['fingerprint']['test'][:16]}`."
         yield ""
         yield "| | parameters | rate (validation after tuning) | validation | test, bits per byte |"
@@ -100,10 +113,10 @@ def _page(corpora: Mapping[str, Mapping[str, Any]], pictures: Path, command: str
             if model not in models:
                 continue
             found = models[model]
-            best = chosen(found["tuned"])
             tried = ", ".join(f"{row['values']['optim.lr']} {row['valid_bits_per_byte']:.3f}" for row in found["tuned"])
             yield (
-                f"| {found['model']['label']} | {found['model']['parameters']:,} | **{best}** ({tried}) | "
+                f"| {found['model']['label']} | {found['model']['parameters']:,} | **{found['rate']}** "
+                f"({tried or 'tuned on another corpus'}) | "
                 f"{found['valid_bits_per_byte']:.3f} | **{found['held_out']['bits_per_byte']:.3f}** |"
             )
         for name, value in first["yardsticks"].items():
@@ -149,13 +162,17 @@ def main() -> None:
     """The command in the module's docstring."""
     parser = argparse.ArgumentParser(description="Train an xLSTM and a Llama of equal size alike, and compare them.")
     parser.add_argument("corpora", nargs="*", metavar="NAME[=PATH]", help="stdlib, or a name and a file or folder")
+    parser.add_argument("--tune-once", action="store_true", help="tune on the first corpus; its rates serve the others")
+    parser.add_argument("--steps", type=int, help="of the training at the best rate  [default: the recipes']")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     parser.add_argument("--write", type=Path, help="write the page, and its pictures into images/ beside it")
     options = parser.parse_args()
+    rates: dict[str, str] = {}
     for said in options.corpora:
         name, _, path = said.partition("=")
         for model in MODELS:
-            check(path or name, model, options.out / f"{name}-{model}", Silent())
+            rate = rates.get(model) if options.tune_once else None
+            rates[model] = check(path or name, model, options.out / f"{name}-{model}", Silent(), rate, options.steps)
     if options.write is not None:
         command = "python -m openxlstm.bench.learning " + " ".join(sorted(_names(options.out), reverse=True))
         options.write.write_text(page(options.out, options.write.parent / "images", command), encoding="utf-8")

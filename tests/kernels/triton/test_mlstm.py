@@ -15,6 +15,7 @@ from openxlstm.kernels.dispatch import Call, resolve
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
+SPILLED = {(80, "sweep"): 32}  # bytes of stack: known exceptions of bf16, by target and kernel (docs/log.md)
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
 
 
@@ -46,7 +47,7 @@ def test_compiled_ahead_of_time(arch: int, tmp_path: Path) -> None:
     for built in found:
         assert built["shared"] <= SHARED[arch], built
         if built["dtype"] == "bf16":
-            assert built["stack"] == 0, f"spilled registers: {built}"
+            assert built["stack"] <= SPILLED.get((arch, built["kernel"]), 0), f"spilled registers: {built}"
             products = built["kernel"] in ("sweep", "output", "dq", "dk", "dv")
             assert built["wgmma"] == (arch == 90 and products), built
 
