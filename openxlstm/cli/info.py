@@ -111,6 +111,7 @@ def installation() -> dict[str, Any]:
     import torch
 
     from openxlstm import __version__, kernels
+    from openxlstm.kernels.dispatch import BACKENDS
     from openxlstm.models.accounting import state_bytes
     from openxlstm.models.presets import PRESETS
 
@@ -125,6 +126,7 @@ def installation() -> dict[str, Any]:
     return {
         "openxlstm": __version__, "torch": torch.__version__, "python": platform.python_version(),
         "system": platform.platform(), "threads": torch.get_num_threads(), "gpu": gpu,
+        "backends": {backend.name: backend.about for backend in BACKENDS},
         "kernels": kernels.explain_table(), "presets": presets,
     }  # fmt: skip
 
@@ -180,6 +182,7 @@ def _show_installation(facts: dict[str, Any]) -> None:
     })  # fmt: skip
     kernels = [tuple(row.values()) for row in facts["kernels"]]
     show_table("Which kernel serves which call here", tuple(facts["kernels"][0]), kernels)
+    show_facts("Backends", facts["backends"])
     presets = [
         (
             row["name"],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from openxlstm.cli import main
 from openxlstm.cli.generate import VISIBLE
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.infer.generate import generate
+from openxlstm.kernels.cpu.library import native
 from openxlstm.models.presets import PRESETS
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 
@@ -190,6 +194,19 @@ def test_info_of_a_shipped_recipe() -> None:
     facts = json.loads(xlstm("info", "stdlib-tiny", "--json").stdout)
     assert facts["from"].startswith("recipe ")
     assert facts["config"]["vocab_size"] == Tokenizer.bytes().vocab_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["baseline", ""])
+def test_info_says_which_instructions_serve(isa: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "openxlstm", "info"], env={**os.environ, "OPENXLSTM_ISA": isa}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = native()
+    said = found if isinstance(found, str) else f"{isa or found.name} instructions"
+    assert said in done.stdout
 
 
 def test_info_of_the_installation() -> None:

@@ -177,7 +177,7 @@ def native() -> Native | str:
     library.xl_run_function.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int64]
     best = library.xl_best_isa()
     wanted = os.environ.get("OPENXLSTM_ISA")
-    if wanted is None:
+    if not wanted:  # an empty variable is an unset one
         return Native(library, best)
     if wanted not in ISAS[: best + 1]:
         raise ValueError(f"OPENXLSTM_ISA={wanted!r} must be one of {', '.join(ISAS[: best + 1])} on this machine")
