@@ -4,7 +4,7 @@
 
 For every corpus, the xLSTM and the Llama of the recipes `learning-*` (equal parameters within 2 %, equal tokens in
 equal order) are tuned alike: three rates, 80 steps each, and a further rate as long as the best one is at an edge. Each
-then trains at its best rate by validation, and reads the test split once. What is finished is not trained again; the
+then trains at its best rate by validation. What is finished is not trained again; the
 page is made from the run folders.
 """
 
@@ -95,8 +95,8 @@ def _page(corpora: Mapping[str, Mapping[str, Any]], pictures: Path, command: str
     yield "## The learning check"
     yield ""
     yield "Does an xLSTM of some five million parameters learn real text in minutes on a CPU, and what does a Llama of"
-    yield "equal size do with the same? Bytes, one loop, the same tokens in the same order, rates tuned alike; the test"
-    yield "split is read once, by the run at the best rate of the validation windows. One seed: a difference that a"
+    yield "equal size do with the same? Bytes, one loop, the same tokens in the same order, rates tuned alike and chosen"
+    yield "by the validation windows; the test figure is that of the run at the chosen rate. One seed: a difference that a"
     yield "second seed could turn round is no finding. Of so few tokens neither model is near what it can do, and which"
     yield "of two architectures learns faster at the start says nothing about a long training."
     for corpus, models in sorted(corpora.items(), reverse=True):
