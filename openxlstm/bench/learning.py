@@ -95,10 +95,10 @@ def _page(corpora: Mapping[str, Mapping[str, Any]], pictures: Path, command: str
     yield "## The learning check"
     yield ""
     yield "Does an xLSTM of some five million parameters learn real text in minutes on a CPU, and what does a Llama of"
-    yield "equal size do with the same? Bytes, one loop, the same tokens in the same order, rates tuned alike and chosen"
-    yield "by the validation windows; the test figure is that of the run at the chosen rate. One seed: a difference that a"
-    yield "second seed could turn round is no finding. Of so few tokens neither model is near what it can do, and which"
-    yield "of two architectures learns faster at the start says nothing about a long training."
+    yield "equal size do with the same? Bytes, one loop, the same tokens in the same order, rates tuned alike and"
+    yield "chosen by the validation windows; the test figure is that of the run at the chosen rate. One seed: a"
+    yield "difference that a second seed could turn round is no finding. Of so few tokens neither model is near what it"
+    yield "can do, and which of two architectures learns faster at the start says nothing about a long training."
     for corpus, models in sorted(corpora.items(), reverse=True):
         first = next(iter(models.values()))
         yield ""
