@@ -128,7 +128,7 @@ import sys
 from pathlib import Path
 import torch
 from openxlstm.bench.random_gguf import measure_load, peak_memory, write_random
-from openxlstm.checkpoint import gguf
+from openxlstm.checkpoint.gguf import load as mapped
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
 import gguf as library, gguf.quants
 config = xLSTMLargeConfig(vocab_size=4000, width=1024, blocks=12, heads=4)
@@ -137,9 +137,11 @@ if sys.argv[2] == "write":
     before = peak_memory()
     print(write_random(config, path, "q8_0").bytes, peak_memory() - before)
 else:
-    from openxlstm.models.xlstm_large import xLSTMLarge
-    with torch.no_grad():  # what torch and the kernels need by themselves
-        xLSTMLarge(xLSTMLargeConfig(vocab_size=40, width=64, blocks=1, heads=4))(torch.tensor([[1]]))
+    from openxlstm.infer.decoder import decoder
+    tiny = path.with_name("tiny.gguf")  # what loading and decoding import and allocate by themselves
+    write_random(xLSTMLargeConfig(vocab_size=300, width=64, blocks=1, heads=4), tiny, "q8_0")
+    model = mapped(tiny, device="cpu", dtype=None)
+    decoder(model, model.empty_state(1)).step(torch.tensor([1]))
     before = peak_memory()
     print(path.stat().st_size, measure_load(path, tokens=1)["peak_bytes"] - before)
 """
