@@ -25,7 +25,7 @@ from openxlstm.models.interface import LanguageModel
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 from openxlstm.nn.gates import GateLinear
-from openxlstm.nn.quant import QuantEmbedding, QuantLinear
+from openxlstm.nn.quant import QuantEmbedding, QuantLinear, pack_matrices
 
 LIMITS = {"fp32": 2e-5, "bf16": 5e-2, "q8_0": 1e-3, "q4_0": 1e-3}  # bf16: the model itself rounds its activations
 POSITIONS = (100, 1_000, 10_000, 100_000)  # tokens read before the one that is timed
@@ -115,6 +115,7 @@ def quantise(model: nn.Module, kind: str) -> None:
         put.blocks.view(module.out_features, module.in_features // 32, -1)[:, :, :2] = scale
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, put)
+    pack_matrices(model)  # as loading a file does
 
 
 def in_tree() -> Callable[[], object]:

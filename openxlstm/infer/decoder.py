@@ -48,6 +48,8 @@ class NativeDecoder:
 
     def __init__(self, model: LanguageModel, state: ModelState):
         self._model = model
+        self._memory, self._own_memory, self._logits = (torch.empty(0, 0) for _ in range(3))  # of `_bind`
+        self._call = Decode()
         self._bind(state)
 
     @property
@@ -61,21 +63,18 @@ class NativeDecoder:
         Raises:
             ValueError: a token outside the vocabulary, or another number of tokens than rows.
         """
-        ids, vocabulary = tokens.to(torch.int64).contiguous(), self._model.config.vocab_size
+        ids, threads_now, library = tokens.to(torch.int64).contiguous(), threads(), native()
         if ids.shape != (self._program.rows,):
             raise ValueError(f"tokens must be [{self._program.rows}], one for every row; given {list(ids.shape)}")
-        if not bool(((ids >= 0) & (ids < vocabulary)).all()):
-            raise ValueError(f"tokens={ids.tolist()} must lie in 0 .. {vocabulary - 1}, the model's vocabulary")
-        library = native()
         assert isinstance(library, Native)
-        call = Decode(
-            self._program.rows, threads(), len(self._program.array), vocabulary,
-            ctypes.addressof(self._program.array), ids.data_ptr(), self._memory.data_ptr(),
-        )  # fmt: skip
-        library.decode(call)
-        logits = self._program.logits
-        size = self._program.rows * logits.ld
-        return self._memory[logits.offset : logits.offset + size].view(-1, logits.ld)[:, : logits.width].clone()
+        if threads_now > self._own_memory.shape[0]:
+            self._own_memory = torch.zeros(threads_now, self._program.own)
+            self._call.own_memory = self._own_memory.data_ptr()
+        self._call.threads, self._call.tokens = threads_now, ids.data_ptr()
+        if not library.decode(self._call):
+            last = self._call.vocabulary - 1
+            raise ValueError(f"tokens={ids.tolist()} must lie in 0 .. {last}, the model's vocabulary")
+        return self._logits.clone()
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """See `Decoder`."""
@@ -84,8 +83,18 @@ class NativeDecoder:
     def _bind(self, state: ModelState) -> None:
         self._state = state.map(lambda x: x.detach().to(torch.float32, copy=True).contiguous())
         rows = self._state.tensors()[0].shape[0]
-        self._program = Program(self._model, self._state, rows)
-        self._memory = torch.zeros(self._program.size)
+        library = native()
+        assert isinstance(library, Native)
+        self._program = program = Program(self._model, self._state, rows, library)
+        self._memory, self._own_memory = torch.zeros(program.size), torch.zeros(threads(), program.own)
+        place = program.logits
+        logits = self._memory[place.offset : place.offset + rows * place.ld].view(rows, place.ld)
+        self._logits = logits[:, : place.width]
+        self._call = Decode(
+            rows=rows, count=len(program.array), vocabulary=self._model.config.vocab_size,
+            steals=program.steals, own=program.own, scratch=program.scratch, operations=ctypes.addressof(program.array),
+            memory=self._memory.data_ptr(), own_memory=self._own_memory.data_ptr(),
+        )  # fmt: skip
 
 
 class ModelDecoder:
@@ -125,8 +134,6 @@ def refuses(model: LanguageModel, rows: int) -> str | None:
             return f"{name} is on {parameter.device}"
         if parameter.dtype not in FORMATS:
             return f"{name} is {str(parameter.dtype).removeprefix('torch.')}; it takes float32 and bfloat16"
-    if getattr(model.config, "forget_gate", "sigmoid") == "exp" and _has_mlstm(model):
-        return "an mLSTM with an exponential forget gate is served by PyTorch"
     if rows > MOST_ROWS:
         return f"{rows} rows are more than {MOST_ROWS}, where matrix products of PyTorch are faster"
     found = native()
@@ -143,7 +150,3 @@ def explain(model: LanguageModel, rows: int = 1) -> str:
     found = native()
     assert isinstance(found, Native)
     return f"one native call per token, {found.name} instructions"
-
-
-def _has_mlstm(model: xLSTM | xLSTMLarge) -> bool:
-    return not isinstance(model, xLSTM) or "m" in model.config.pattern

@@ -32,6 +32,8 @@ from openxlstm.infer.detokenize import Characters, StopStrings
 from openxlstm.infer.sampling import Number, Sampling, choose
 from openxlstm.models.interface import LanguageModel
 
+PIECE = 2048  # tokens of a prompt that are read together: enough for the parallel form to be as fast as it gets
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -237,10 +239,15 @@ def _read(
 ) -> tuple[Float[Tensor, "B W"], Decoder]:
     """Read the prompts and predict the token after the last; only that one goes through the vocabulary's matrix.
 
+    A long prompt goes in pieces from state to state, so that reading it takes the memory of one piece.
+
     no_grad and not inference_mode: a table that a module keeps from an inference_mode call could not be trained with.
     """
     with torch.no_grad(), _evaluating(model):
-        hidden_BTD, state = model.features(tokens, None, mask=mask)
+        hidden_BTD, state = model.features(tokens[:, :PIECE], None, mask=None if mask is None else mask[:, :PIECE])
+        for first in range(PIECE, tokens.shape[1], PIECE):
+            there = slice(first, first + PIECE)
+            hidden_BTD, state = model.features(tokens[:, there], state, mask=None if mask is None else mask[:, there])
         return model.logits(hidden_BTD[:, -1:])[:, 0], decoder(model, state)
 
 

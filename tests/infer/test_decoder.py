@@ -9,6 +9,7 @@ import openxlstm as ox
 from openxlstm.infer import decoder as decoders
 from openxlstm.infer.decoder import ModelDecoder, NativeDecoder, decoder, explain, refuses
 from openxlstm.kernels.cpu import library
+from openxlstm.kernels.quantized import can_pack
 from openxlstm.models.xlstm import xLSTM
 from openxlstm.models.xlstm_large import xLSTMLarge
 from openxlstm.nn.linear import Linear
@@ -22,6 +23,7 @@ ISAS = [] if isinstance(FOUND, str) else [library.Native(FOUND.library, isa) for
 XLSTM = {
     "mixed": {"pattern": "mmsm"},
     "s alone, exponential forget gate": {"pattern": "ss", "forget_gate": "exp", "eps": 0.0},
+    "m, exponential forget gate": {"pattern": "mm", "forget_gate": "exp", "eps": 0.0},
     "biases, no convolution, tied, three heads": {
         "pattern": "sm", "width": 48, "heads": 3, "mlstm_width": 96, "conv": 0, "bias": True, "tie_embeddings": True,
     },
@@ -75,13 +77,15 @@ def test_every_step_is_the_model(case: str, isa: library.Native, monkeypatch: py
         exact = model_of(case).double()
         exact.load_state_dict(model.state_dict())
         before = state.map(lambda x: x.double())
-        native = NativeDecoder(model, state)
+        native, plain = NativeDecoder(model, state), ModelDecoder(model, state)
         for _ in range(12):
             token = torch.randint(0, W, (rows,))
             want, before = exact(token[:, None], before)
-            assert relative(native.step(token), want[:, 0]) <= 2e-5
+            # With an exponential forget gate nothing bounds the denominator from below: fp32 itself can be far off.
+            rounding = relative(plain.step(token), want[:, 0]) if "exponential" in case else 0.0
+            assert relative(native.step(token), want[:, 0]) <= max(2e-5, 10 * rounding)
         for (name, got), (_, want) in zip(native.state.named_tensors(), before.named_tensors(), strict=True):
-            assert relative(got, want) <= 2e-5, name
+            assert relative(got, want) <= max(2e-5, 100 * rounding), name
 
 
 @needs_library
@@ -101,16 +105,17 @@ def test_bf16_weights_are_the_same_weights_in_fp32(case: str) -> None:
 @needs_library
 @pytest.mark.parametrize("case", ["xlstm: mixed", "large: plain"])
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1", "bf16", "f32"])
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(("isa", "packed"), [(isa, False) for isa in ISAS] + [(isa, True) for isa in ISAS[-1:]],
+                         ids=lambda x: "packed" if x is True else "rows" if x is False else x.name)  # fmt: skip
 @torch.no_grad()
 def test_blocks_are_multiplied_as_their_numbers(
-    case: str, kind: str, isa: library.Native, monkeypatch: pytest.MonkeyPatch
+    case: str, kind: str, isa: library.Native, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every quantised matrix against the same model with the dequantised numbers, to the rounding of fp32 sums.
 
     Where bytes are multiplied, activations have 15 bits; that is a hundred times finer than what the weights have lost.
     """
-    limit = 1e-3 if isa.name == "avx512_bf16" and kind in ("q8_0", "q4_0") else 2e-5
+    limit = 1e-3 if packed and can_pack(kind) else 2e-5
     gguf = pytest.importorskip("gguf")
     monkeypatch.setattr(decoders, "native", lambda: isa)
     types = {"q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "bf16": "BF16", "f32": "F32"}
@@ -127,6 +132,8 @@ def test_blocks_are_multiplied_as_their_numbers(
         if module.bias is not None:
             quantised.bias = torch.nn.Parameter(module.bias.detach(), requires_grad=False)
         weight.copy_(quantised.weight)
+        if packed:
+            quantised.pack()
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, quantised)
     assert refuses(model, 1) is None
@@ -201,8 +208,6 @@ def test_what_it_cannot_decode_it_says() -> None:
     replaced = model_of("large: plain")
     replaced.backbone.blocks[0].ffn.proj_up = torch.nn.Sequential(replaced.backbone.blocks[0].ffn.proj_up)
     assert "is a Sequential" in (refuses(replaced, 1) or "")
-    exponential = ox.xLSTM(ox.xLSTMConfig(vocab_size=W, width=32, heads=2, pattern="m", forget_gate="exp", eps=0.0))
-    assert "exponential forget gate" in (refuses(exponential, 1) or "")
     with torch.no_grad():
         _, state = replaced(torch.zeros(1, 3, dtype=torch.long))
     assert isinstance(decoder(replaced, state), ModelDecoder)

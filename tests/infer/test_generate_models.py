@@ -63,6 +63,22 @@ def test_memory_is_constant_and_the_prompt_is_one_pass(model, tokenizer, monkeyp
     assert len(set(sizes)) == 1
 
 
+def test_a_long_prompt_is_read_in_pieces(model, tokenizer, monkeypatch) -> None:
+    """As in one piece, for prompts of different lengths too: padding may be whole pieces long."""
+    prompts = ["a", "b" * 30, "def f(x):\n    return x" * 4]
+    whole = generate(model, tokenizer, prompts, max_tokens=8, temperature=0)
+    lengths, features = [], model.features
+
+    def watched(tokens, state=None, **options):
+        lengths.append(tokens.shape[1])
+        return features(tokens, state, **options)
+
+    monkeypatch.setattr(model, "features", watched)
+    monkeypatch.setattr("openxlstm.infer.generate.PIECE", 16)
+    assert generate(model, tokenizer, prompts, max_tokens=8, temperature=0) == whole
+    assert max(lengths) == 16
+
+
 def test_a_model_can_train_after_it_has_spoken(model, tokenizer) -> None:
     model.train()
     generate(model, tokenizer, "abc", max_tokens=3)

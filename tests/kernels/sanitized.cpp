@@ -93,17 +93,35 @@ void slstm(int isa, int64_t T_, int64_t K) {
 
 void linear(int isa, int64_t rows, int64_t width, int64_t out, int64_t format, int64_t row_bytes) {
     std::vector<uint8_t> weight(static_cast<size_t>(out * row_bytes), 0x21);
-    auto bias = numbers<float>(out), memory = numbers<float>(rows * (width + out));
+    auto bias = numbers<float>(out), memory = numbers<float>(rows * (width + out)), own = numbers<float>(2 * rows * width);
     xl_operation op = {};
-    op.kind = XL_LINEAR, op.barrier = 1, op.width = width, op.out = out, op.format = format;
+    op.kind = XL_LINEAR, op.barrier = XL_EVERYONE, op.width = width, op.out = out, op.format = format, op.grain = 16;
     op.from_ld = width, op.to = rows * width, op.to_ld = out, op.weight = weight.data(), op.bias = bias.data();
+    xl_operation stolen = op;
+    stolen.steal = 1;
     xl_operation embed = {};
-    embed.kind = XL_EMBED, embed.barrier = 1, embed.width = width, embed.format = format, embed.to_ld = width;
+    embed.kind = XL_EMBED, embed.barrier = XL_EVERYONE, embed.width = width, embed.format = format, embed.to_ld = width;
     embed.weight = weight.data();
-    std::vector<xl_operation> operations = {embed, op};
+    std::vector<xl_operation> operations = {embed, op, stolen};
     std::vector<int64_t> tokens(static_cast<size_t>(rows), out - 1);
-    xl_decode call = {rows, 2, 2, out, operations.data(), tokens.data(), memory.data()};
+    xl_decode call = {rows, 2, 3, out, 1, rows * width, 0, operations.data(), tokens.data(), memory.data(), own.data()};
     expect(xl_run_decode(isa, &call), "decode");
+    tokens[0] = out;
+    if (xl_run_decode(isa, &call) != XL_BAD_TOKEN) expect(XL_BAD_TOKEN, "decode, a token outside the vocabulary");
+}
+
+// Rows of blocks, packed and multiplied: only the set that multiplies bytes has the product.
+void packed(int isa, int64_t rows, int64_t blocks, int64_t out, int64_t format, int64_t block_bytes) {
+    const int64_t bytes = blocks * block_bytes, groups = (out + 15) / 16, width = 32 * blocks;
+    std::vector<uint8_t> weight(static_cast<size_t>(out * bytes), 0x21), side(static_cast<size_t>(16 * groups * bytes));
+    xl_packing packing = {out, bytes, format, 2, weight.data(), side.data()};
+    expect(xl_run_packing(isa, &packing), "packing");
+    if (isa < 3) return;
+    auto x = numbers<float>(rows * width), y = numbers<float>(rows * out), scratch = numbers<float>(2 * rows * width);
+    const int64_t side_by_side = format == XL_Q8_0 ? XL_Q8_0_PACKED : XL_Q4_0_PACKED;
+    xl_product call = {
+        rows, width, out, side_by_side, 2, width, out, rows * width, x.data(), side.data(), y.data(), scratch.data()};
+    expect(xl_run_product(isa, &call), "product");
 }
 
 }  // namespace
@@ -127,6 +145,8 @@ int main() {
                     linear(isa, rows, 32 * blocks, out, XL_Q8_0, 34 * blocks);
                     linear(isa, rows, 32 * blocks, out, XL_Q4_0, 18 * blocks);
                     linear(isa, rows, 32 * blocks, out, XL_Q4_1, 20 * blocks);
+                    packed(isa, rows, blocks, 4 * out, XL_Q8_0, 34);
+                    packed(isa, rows, blocks, 4 * out, XL_Q4_0, 18);
                 }
             }
         for (const char *name : {"exp", "log1p", "tanh", "sigmoid"}) {

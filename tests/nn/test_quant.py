@@ -12,7 +12,7 @@ from gguf.quants import dequantize as oracle
 from gguf.quants import quantize
 
 from openxlstm.kernels import quantized
-from openxlstm.kernels.quantized import KINDS, bytes_per_row, dequantize, quantized_linear
+from openxlstm.kernels.quantized import KINDS, bytes_per_row, can_pack, dequantize, pack, quantized_linear, unpack
 from openxlstm.nn.quant import QuantEmbedding, QuantLinear, project
 
 TYPES = {kind: GGMLQuantizationType[kind.upper()] for kind in KINDS}
@@ -133,3 +133,50 @@ def test_what_does_not_fit_is_refused():
         dequantize(torch.zeros(2, 67, dtype=torch.uint8), "q8_0", 64)
     with pytest.raises(ValueError, match=r"x has 32 features, and the matrix takes in_features=64"):
         quantized_linear(torch.zeros(1, 32), torch.zeros(2, 68, dtype=torch.uint8), "q8_0", 64)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 23])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_packed_rows_are_the_same_rows(kind, rows):
+    """To the bit when unpacked; as a product, to the 15 bits that x has there; differentiable, and exact in fp64."""
+    if not can_pack(kind):
+        pytest.skip("this machine does not multiply bytes")
+    blocks, want = stored(kind, rows, 96)
+    packed = pack(blocks, kind)
+    assert packed.shape == (-(-rows // 16), 16 * blocks.shape[1])
+    assert torch.equal(unpack(packed, kind, rows), blocks)
+    for count in (1, 3, 65, 130):
+        x = torch.randn(count, 96)
+        exact = x.double() @ want.double().T
+        y = quantized_linear(x, packed, kind, 96, rows)
+        assert float((y - exact).abs().max() / exact.abs().max()) <= 1e-3
+        assert torch.equal(y[:1], quantized_linear(x[:1], packed, kind, 96, rows))  # no row feels another
+    x = torch.randn(2, 96, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(quantized_linear(x, packed, kind, 96, rows), x @ want.double().T)
+    linear, want = filled(QuantLinear(96, rows, kind), kind, rows, 96)
+    linear.pack()
+    assert linear.packed
+    assert same_bits(linear.weight, want)
+    with pytest.raises(ValueError, match="q4_1 cannot be packed here"):
+        pack(torch.zeros(2, 20, dtype=torch.uint8), "q4_1")
+
+
+def test_what_is_not_finite_stays_so_in_a_packed_product():
+    if not can_pack("q8_0"):
+        pytest.skip("this machine does not multiply bytes")
+    blocks, _ = stored("q8_0", 5, 64)
+    x = torch.zeros(3, 64)
+    x[0, 40], x[2, 3] = torch.inf, torch.nan
+    y = quantized_linear(x, pack(blocks, "q8_0"), "q8_0", 64, 5)
+    assert y[0].isnan().all()
+    assert (y[1] == 0).all()
+    assert y[2].isnan().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_very_long_row_is_multiplied_too(kind):
+    """Q4_1 keeps a sum for every block of x: 5,000 of them are more than any fixed table held."""
+    width = 32 * 5_000
+    blocks, want = stored(kind, 4, width)
+    x = torch.randn(2, width)
+    torch.testing.assert_close(quantized_linear(x, blocks, kind, width), x @ want.T, rtol=1e-4, atol=2e-2)

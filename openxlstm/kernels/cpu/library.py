@@ -17,9 +17,10 @@ from torch import Tensor
 
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")  # by number, as csrc/openxlstm.h has them
 FILE = Path(__file__).with_name("_openxlstm.so")
-VERSION = 5  # XL_VERSION
+VERSION = 6  # XL_VERSION
 LONGEST_CHUNK = 256  # XL_CHUNK
 TAPE = 8  # vectors that the forward sweep keeps per step: XL_TAPE
+ROWS_TOGETHER = 64  # rows that pass a matrix in blocks together: XL_ROWS_TOGETHER
 
 _STATE = ("h0", "c0", "n0", "m0")
 
@@ -91,7 +92,8 @@ class Operation(ctypes.Structure):
     """xl_operation."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("kind", "barrier", "width", "out", "heads", "taps", "mode", "add", "format")),
+        *((name, c_int64) for name in ("kind", "barrier", "width", "out", "heads", "taps", "grain", "parts", "steal")),
+        *((name, c_int64) for name in ("mode", "add", "format", "exp_forget")),
         *((name, c_int64) for name in ("from_", "other", "third", "fourth", "to")),
         *((name, c_int64) for name in ("from_ld", "other_ld", "third_ld", "fourth_ld", "to_ld")),
         *((name, c_void_p) for name in ("weight", "bias", "state", "state2", "state3", "state4")),
@@ -103,8 +105,26 @@ class Decode(ctypes.Structure):
     """xl_decode."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("rows", "threads", "count", "vocabulary")),
-        *((name, c_void_p) for name in ("operations", "tokens", "memory")),
+        *((name, c_int64) for name in ("rows", "threads", "count", "vocabulary", "steals", "own", "scratch")),
+        *((name, c_void_p) for name in ("operations", "tokens", "memory", "own_memory")),
+    ]
+
+
+class Product(ctypes.Structure):
+    """xl_product."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "width", "out", "format", "threads", "x_ld", "out_ld", "scratch")),
+        *((name, c_void_p) for name in ("x", "weight", "result", "scratch_memory")),
+    ]
+
+
+class Packing(ctypes.Structure):
+    """xl_packing."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "row_bytes", "format", "threads")),
+        *((name, c_void_p) for name in ("from_", "to")),
     ]
 
 
@@ -119,6 +139,11 @@ class Native:
     def name(self) -> str:
         """Of the instruction set."""
         return ISAS[self.isa]
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether blocks of Q8_0 and Q4_0 are fastest with 16 rows side by side (csrc/bytes.h)."""
+        return self.name == "avx512_bf16"
 
     def slstm_forward(self, call: SlstmForward) -> None:
         """Run one forward sweep."""
@@ -140,9 +165,20 @@ class Native:
         """Run the mLSTM backward over a sequence."""
         _check(self.library.xl_run_mlstm_backward(self.isa, ctypes.byref(call)))
 
-    def decode(self, call: Decode) -> None:
-        """Run one token through a model."""
-        _check(self.library.xl_run_decode(self.isa, ctypes.byref(call)))
+    def decode(self, call: Decode) -> bool:
+        """Run one token through a model; False if a token is outside the vocabulary, and nothing was done."""
+        code = self.library.xl_run_decode(self.isa, ctypes.byref(call))
+        if code not in (0, 3):
+            _check(code)
+        return bool(code == 0)
+
+    def product(self, call: Product) -> None:
+        """Multiply rows with a matrix."""
+        _check(self.library.xl_run_product(self.isa, ctypes.byref(call)))
+
+    def packing(self, call: Packing) -> None:
+        """Put rows in blocks side by side."""
+        _check(self.library.xl_run_packing(self.isa, ctypes.byref(call)))
 
     def function(self, name: str, x: Tensor) -> Tensor:
         """exp, log1p, tanh or sigmoid of an fp32 tensor: what the gates are made of, for the tests of its accuracy."""
@@ -174,6 +210,8 @@ def native() -> Native | str:
     library.xl_run_mlstm_forward.argtypes = [c_int, POINTER(MlstmForward)]
     library.xl_run_mlstm_backward.argtypes = [c_int, POINTER(MlstmBackward)]
     library.xl_run_decode.argtypes = [c_int, POINTER(Decode)]
+    library.xl_run_product.argtypes = [c_int, POINTER(Product)]
+    library.xl_run_packing.argtypes = [c_int, POINTER(Packing)]
     library.xl_run_function.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int64]
     best = library.xl_best_isa()
     wanted = os.environ.get("OPENXLSTM_ISA")

@@ -10,6 +10,8 @@
     int mlstm_forward(const xl_mlstm_forward &);                \
     int mlstm_backward(const xl_mlstm_backward &);              \
     int decode(const xl_decode &);                              \
+    int product(const xl_product &);                            \
+    int packing(const xl_packing &);                            \
     int function(const char *, const float *, float *, int64_t); \
     }
 
@@ -29,12 +31,14 @@ struct Table {
     int (*mlstm_forward)(const xl_mlstm_forward &);
     int (*mlstm_backward)(const xl_mlstm_backward &);
     int (*decode)(const xl_decode &);
+    int (*product)(const xl_product &);
+    int (*packing)(const xl_packing &);
     int (*function)(const char *, const float *, float *, int64_t);
 };
 
 #define XL_TABLE(isa) \
     {isa::slstm_forward, isa::slstm_backward, isa::mlstm_step, isa::mlstm_forward, isa::mlstm_backward, isa::decode, \
-     isa::function}
+     isa::product, isa::packing, isa::function}
 const Table tables[] = {
     XL_TABLE(xl_baseline),
 #if defined(__x86_64__)
@@ -93,6 +97,16 @@ int xl_run_mlstm_backward(int isa, const xl_mlstm_backward *call) {
 int xl_run_decode(int isa, const xl_decode *call) {
     const Table *t = table(isa);
     return t == nullptr ? XL_NO_ISA : t->decode(*call);
+}
+
+int xl_run_product(int isa, const xl_product *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->product(*call);
+}
+
+int xl_run_packing(int isa, const xl_packing *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->packing(*call);
 }
 
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count) {

@@ -2,7 +2,7 @@
 //
 // Weights become fp32 in registers and activations stay fp32, so a product is that of the dequantised matrix but for the
 // order of its sum. The order does not depend on how many rows or threads there are. Four rows of the matrix go by
-// together: their sums hide each other's latency, and each is one stream of memory.
+// together: their sums hide each other's latency, and each is one stream of memory. bytes.h has the faster way for blocks.
 #pragma once
 
 #include <cmath>
@@ -151,11 +151,19 @@ static inline float lanes(vf x) {
     return sum;
 }
 
-// COUNT rows of the matrix times ROWS_X rows of x. sums_x: the sum of every block of 32 numbers of x, for shifts.
-template <typename Format, int COUNT, int ROWS_X>
+// Asks for `bytes` of memory from `line` on, into the second-level cache: what is asked for lies thousands of bytes ahead.
+template <int BYTES>
+static inline void fetch(const uint8_t *line) {
+    XL_UNROLL for (int e = 0; e < BYTES; e += 64) __builtin_prefetch(line + e, 0, 2);
+}
+
+// COUNT rows of the matrix times ROWS_X rows of x. sums_x: the sum of every block of 32 numbers of x, for shifts. AHEAD: as
+// much memory is asked for from `ahead` on as the rows take. It is where the rows after these lie, and without it half
+// of the bandwidth is lost: several streams side by side are more than a processor follows by itself.
+template <typename Format, int COUNT, int ROWS_X, bool AHEAD>
 static inline void few(
     const uint8_t *weight, int64_t bytes, int64_t width, const float *x, int64_t ldx, const float *sums_x, int64_t lds,
-    float (&y)[COUNT][ROWS_X]
+    const uint8_t *ahead, float (&y)[COUNT][ROWS_X]
 ) {
     vf sums[COUNT][ROWS_X] = {};
     float shifts[COUNT][ROWS_X] = {};
@@ -164,7 +172,7 @@ static inline void few(
         const float *at = x + block * BLOCK_NUMBERS;
         XL_UNROLL for (int r = 0; r < COUNT; ++r) {
             const uint8_t *p = weight + r * bytes + block * Format::SIZE;
-            __builtin_prefetch(p + COUNT * bytes);  // the same place of the next rows: 57 % of the bandwidth without
+            if constexpr (AHEAD) fetch<Format::SIZE>(ahead + (block * COUNT + r) * Format::SIZE);
             vf w[PARTS];
             Format::values(p, w);
             const vf scale = Format::scale(p);
@@ -184,173 +192,6 @@ static inline void few(
     for (int r = 0; r < COUNT; ++r)
         for (int m = 0; m < ROWS_X; ++m) y[r][m] = lanes(sums[r][m]) + shifts[r][m];
 }
-
-// Where a processor multiplies bytes four at a time, activations become integers of 15 bits for every block of 32, split
-// into two bytes: x = step (128 high + low). Two byte products are then as good as fp32, 3e-5 of the largest number of a
-// block, and need a third of the instructions. Weights are made unsigned (+ OFFSET), which `corrections` takes back.
-#if defined(__AVX512VNNI__)
-struct Integers {
-    const int8_t *high, *low;      // 32 of a block
-    const int32_t *corrections;    // 8 of a block, for four bytes each
-    const int32_t *folded;         // the same, first half plus second, twice: for two rows of 16 bytes side by side
-    const float *steps;            // 1 of a block, and room for 7 more behind the last
-};
-
-// 32 weights of a block as unsigned bytes.
-static inline __m256i unsigned_bytes(const uint8_t *p, Q8_0) {
-    return _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 2)), _mm256_set1_epi8(-128));
-}
-
-static inline __m256i unsigned_bytes(const uint8_t *p, Q4_0) {
-    const __m128i q = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 2)), low = _mm_set1_epi8(15);
-    return _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(q, 4), low), _mm_and_si128(q, low));
-}
-
-static constexpr int offset_of(Q8_0) { return 128; }
-static constexpr int offset_of(Q4_0) { return 8; }
-
-static inline void to_integers(
-    const float *x, int64_t blocks, int offset, int8_t *high, int8_t *low, int32_t *corrections, int32_t *folded, float *steps
-) {
-    for (int64_t block = 0; block < blocks; ++block, x += 32, high += 32, low += 32, corrections += 8, folded += 8) {
-        const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-        const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-        const float step = most / 16256.0f;  // 127 * 128
-        const bool finite = std::isfinite(_mm512_reduce_add_ps(_mm512_sub_ps(a, a)) + _mm512_reduce_add_ps(_mm512_sub_ps(b, b)));
-        const __m512 inverse = _mm512_set1_ps(most > 0.0f ? 16256.0f / most : 0.0f);
-        __m256i sums = _mm256_setzero_si256();
-        const __m256i ones = _mm256_set1_epi8(1);
-        __m128i highs[2], lows[2];
-        for (int s = 0; s < 2; ++s) {
-            const __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(s ? b : a, inverse));
-            const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(64)), 7);
-            highs[s] = _mm512_cvtepi32_epi8(h);
-            lows[s] = _mm512_cvtepi32_epi8(_mm512_sub_epi32(v, _mm512_slli_epi32(h, 7)));
-        }
-        const __m256i all_high = _mm256_set_m128i(highs[1], highs[0]), all_low = _mm256_set_m128i(lows[1], lows[0]);
-        sums = _mm256_slli_epi32(_mm256_dpbusd_epi32(sums, ones, all_high), 7);
-        sums = _mm256_dpbusd_epi32(sums, ones, all_low);
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(high), all_high);
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(low), all_low);
-        const __m256i back = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-offset));
-        const __m128i both = _mm_add_epi32(_mm256_castsi256_si128(back), _mm256_extracti128_si256(back, 1));
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(corrections), back);
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(folded), _mm256_broadcastsi128_si256(both));
-        // What is not finite comes out as NaN, not as some integer.
-        steps[block] = finite ? step : NAN;
-    }
-}
-
-// The scales of 8 blocks in a row, `count` of which exist. They lie a block apart, so they are gathered together: to widen
-// and spread every one by itself costs a third of the instructions of a 4-bit block.
-template <typename Format>
-static inline __m256 eight_scales(const uint8_t *p, int count) {
-    constexpr int S = Format::SIZE;
-    const __m256i places = _mm256_setr_epi32(0, S, 2 * S, 3 * S, 4 * S, 5 * S, 6 * S, 7 * S);
-    const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    const __m256i words = _mm256_mask_i32gather_epi32(_mm256_setzero_si256(), reinterpret_cast<const int *>(p), places, there, 1);
-    return _mm256_cvtph_ps(_mm256_cvtepi32_epi16(words));
-}
-
-template <typename Format, int COUNT, int ROWS_X>
-static inline void few_bytes(
-    const uint8_t *weight, int64_t bytes, int64_t width, const Integers (&x)[ROWS_X], float (&y)[COUNT][ROWS_X]
-) {
-    __m256 sums[COUNT][ROWS_X];
-    XL_UNROLL for (int r = 0; r < COUNT; ++r)
-        XL_UNROLL for (int m = 0; m < ROWS_X; ++m) sums[r][m] = _mm256_setzero_ps();
-    const int64_t blocks = width / BLOCK_NUMBERS;
-    for (int64_t first = 0; first < blocks; first += 8) {
-        const int count = static_cast<int>(blocks - first < 8 ? blocks - first : 8);
-        float factors[COUNT][ROWS_X][8];
-        XL_UNROLL for (int r = 0; r < COUNT; ++r) {
-            const __m256 scales = eight_scales<Format>(weight + r * bytes + first * Format::SIZE, count);
-            XL_UNROLL for (int m = 0; m < ROWS_X; ++m)
-                _mm256_storeu_ps(factors[r][m], _mm256_mul_ps(scales, _mm256_loadu_ps(x[m].steps + first)));
-        }
-        for (int b = 0; b < count; ++b) {
-            const int64_t block = first + b;
-            XL_UNROLL for (int r = 0; r < COUNT; ++r) {
-                const uint8_t *p = weight + r * bytes + block * Format::SIZE;
-                __builtin_prefetch(p + COUNT * bytes);
-                const __m256i w = unsigned_bytes(p, Format{});
-                XL_UNROLL for (int m = 0; m < ROWS_X; ++m) {
-                    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x[m].high + 32 * block));
-                    const __m256i l = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x[m].low + 32 * block));
-                    const __m256i back = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x[m].corrections + 8 * block));
-                    const __m256i high = _mm256_slli_epi32(_mm256_dpbusd_epi32(_mm256_setzero_si256(), w, h), 7);
-                    const __m256 own = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_dpbusd_epi32(back, w, l), high));
-                    sums[r][m] = _mm256_fmadd_ps(own, _mm256_set1_ps(factors[r][m][b]), sums[r][m]);
-                }
-            }
-        }
-    }
-    for (int r = 0; r < COUNT; ++r)
-        for (int m = 0; m < ROWS_X; ++m) {
-            float row[8];
-            _mm256_storeu_ps(row, sums[r][m]);
-            y[r][m] = ((row[0] + row[4]) + (row[1] + row[5])) + ((row[2] + row[6]) + (row[3] + row[7]));
-        }
-}
-
-// Four rows of Q4_0, two side by side in a register: the products of both halves of a block meet in the same sums, and what
-// follows them is done once for two rows. Ten instructions of a block become six and a half.
-template <int ROWS_X>
-static inline void four_of_nibbles(
-    const uint8_t *weight, int64_t bytes, int64_t width, const Integers (&x)[ROWS_X], float (&y)[4][ROWS_X]
-) {
-    constexpr int S = Q4_0::SIZE;
-    const auto twice = [](const int8_t *p) {
-        return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-    };
-    const __m256i lowest = _mm256_set1_epi8(15);
-    __m256 sums[2][ROWS_X];
-    XL_UNROLL for (int pair = 0; pair < 2; ++pair)
-        XL_UNROLL for (int m = 0; m < ROWS_X; ++m) sums[pair][m] = _mm256_setzero_ps();
-    const int64_t blocks = width / BLOCK_NUMBERS;
-    for (int64_t first = 0; first < blocks; first += 8) {
-        const int count = static_cast<int>(blocks - first < 8 ? blocks - first : 8);
-        float factors[4][ROWS_X][8];
-        XL_UNROLL for (int r = 0; r < 4; ++r) {
-            const __m256 scales = eight_scales<Q4_0>(weight + r * bytes + first * S, count);
-            XL_UNROLL for (int m = 0; m < ROWS_X; ++m)
-                _mm256_storeu_ps(factors[r][m], _mm256_mul_ps(scales, _mm256_loadu_ps(x[m].steps + first)));
-        }
-        for (int b = 0; b < count; ++b) {
-            const int64_t block = first + b;
-            XL_UNROLL for (int pair = 0; pair < 2; ++pair) {
-                const uint8_t *p = weight + 2 * pair * bytes + block * S;
-                __builtin_prefetch(p + 4 * bytes);
-                __builtin_prefetch(p + 5 * bytes);
-                const __m256i q = _mm256_inserti128_si256(
-                    _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 2))),
-                    _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + bytes + 2)), 1
-                );
-                const __m256i below = _mm256_and_si256(q, lowest);
-                const __m256i above = _mm256_and_si256(_mm256_srli_epi16(q, 4), lowest);
-                XL_UNROLL for (int m = 0; m < ROWS_X; ++m) {
-                    const int8_t *high = x[m].high + 32 * block, *low = x[m].low + 32 * block;
-                    __m256i h = _mm256_dpbusd_epi32(_mm256_setzero_si256(), below, twice(high));
-                    h = _mm256_slli_epi32(_mm256_dpbusd_epi32(h, above, twice(high + 16)), 7);
-                    __m256i l = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x[m].folded + 8 * block));
-                    l = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(l, below, twice(low)), above, twice(low + 16));
-                    const __m256 factor = _mm256_mask_broadcastss_ps(
-                        _mm256_broadcast_ss(&factors[2 * pair][m][b]), 0xf0, _mm_load_ss(&factors[2 * pair + 1][m][b])
-                    );
-                    sums[pair][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(h, l)), factor, sums[pair][m]);
-                }
-            }
-        }
-    }
-    for (int pair = 0; pair < 2; ++pair)
-        for (int m = 0; m < ROWS_X; ++m) {
-            float row[8];
-            _mm256_storeu_ps(row, sums[pair][m]);
-            for (int half_of = 0; half_of < 2; ++half_of)
-                y[2 * pair + half_of][m] = (row[4 * half_of] + row[4 * half_of + 2]) + (row[4 * half_of + 1] + row[4 * half_of + 3]);
-        }
-}
-#endif
 
 // What is left of a row behind its last whole block: only fp32 and bf16 rows have it.
 static inline float tail(int64_t format, const uint8_t *row, int64_t from, int64_t width, const float *x) {

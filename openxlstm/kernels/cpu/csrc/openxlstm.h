@@ -13,9 +13,9 @@ extern "C" {
 // Everything is compiled with hidden visibility; what stands below is what the library shows.
 #pragma GCC visibility push(default)
 
-enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2 };
+enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2, XL_BAD_TOKEN = 3 };
 
-#define XL_VERSION 5  // of this interface: the Python side refuses a library of another
+#define XL_VERSION 6  // of this interface: the Python side refuses a library of another
 
 #define XL_TAPE 8  // vectors of K that the forward sweep of the sLSTM keeps for its backward, per step
 
@@ -103,30 +103,38 @@ typedef struct {
 } xl_mlstm_backward;
 
 // One token through a whole model: a list of operations on rows of fp32 numbers in a working memory. Rows of an operand
-// begin at its offset and are `ld` numbers apart; a thread does a share of every operation, and operations that do not
-// read each other's results need no barrier between them.
+// begin at its offset and are `ld` numbers apart; offset -1 - x is x in the memory that every thread has for itself. A thread
+// does a share of every operation: columns in multiples of `grain` of all rows or, with `parts`, whole heads of rows.
+// Operations that are divided alike need no barrier between them.
 enum {
     XL_EMBED,      // to = row of `weight` that the token names
-    XL_NORM,       // to = norm(from) * weight (+ to), over `heads` parts of `width` / heads; mode 0 layer norm, 1 rms
+    XL_NORM,       // to = norm(from) * weight (add: + other); mode 0 layer norm, 1 rms; without parts by every thread for itself
     XL_LINEAR,     // to = weight [out, width] from + bias (+ to)
-    XL_HEADWISE,   // to = block-diagonal weight [heads, width / heads, width / heads] from + bias
-    XL_CONV,       // to = silu(causal convolution of from with weight [width, taps] + bias); state [tail, width]
+    XL_HEADWISE,   // to = `heads` blocks of a diagonal from + bias; weight [width / heads, width], a row for a place in a block
+    XL_CONV,       // to = silu(causal convolution of from with weight [taps, width] + bias); state [taps - 1, width]
     XL_SOFT_CAP,   // to = scale * tanh(to / scale)
+    XL_GATE,       // to = weight [parts, width] from + bias, soft-capped if scale > 0
     XL_MLSTM_GATE, // from = i, other = f, third = q, fourth = k; state2 = n, state3 = m; to = 3 factors a head; mode 0-2 gate
     XL_MLSTM,      // from = q, other = k, third = v, fourth = the factors; state = C; to = h
-    XL_SLSTM,      // from = gates [4, heads, K]; weight = R, bias = b; state .. state4 = h, c, n, m; to = h; mode 1 exp forget
+    XL_SLSTM,      // from = gates [4, heads, K]; weight = R, bias = b; state .. state4 = h, c, n, m; to = h
     XL_GATED,      // to = (from + weight * other) * silu(third)
     XL_SIGMOID,    // to = from * sigmoid(other)
     XL_SWIGLU,     // to = silu(from) * other
     XL_GEGLU,      // to = gelu(from) * other
 };
 
-enum { XL_F32, XL_BF16, XL_Q8_0, XL_Q4_0, XL_Q4_1 };  // how a matrix is stored; the last three as ggml has them
+// How a matrix is stored: ggml's blocks, or those of 16 rows side by side, which csrc/bytes.h describes.
+enum { XL_F32, XL_BF16, XL_Q8_0, XL_Q4_0, XL_Q4_1, XL_Q8_0_PACKED, XL_Q4_0_PACKED };
+
+// Who must have come this far before the next operation begins. Threads keep the heads that they began with if that gives
+// all of them about as many.
+enum { XL_NOBODY, XL_EVERYONE, XL_UNLESS_HEADS_ARE_KEPT };
 
 typedef struct {
-    int64_t kind, barrier;            // barrier: 1 if the next operation reads what this one and those before it wrote
-    int64_t width, out, heads, taps;  // numbers in, numbers out of a row, parts, taps of a convolution
-    int64_t mode, add, format;        // add: 1 adds to what stands at `to`
+    int64_t kind, barrier;
+    int64_t width, out, heads, taps;  // numbers in, numbers out of a row, blocks, taps of a convolution
+    int64_t grain, parts, steal;  // steal: of a LINEAR whose result everyone waits for, a number from 1 on; 0: rows stay in a share
+    int64_t mode, add, format, exp_forget;                  // add: 1 adds to what stands at `to`
     int64_t from, other, third, fourth, to;                 // offsets into the working memory
     int64_t from_ld, other_ld, third_ld, fourth_ld, to_ld;  // numbers between rows
     const void *weight;               // EMBED, LINEAR: as `format` says; else fp32
@@ -137,10 +145,31 @@ typedef struct {
 
 typedef struct {
     int64_t rows, threads, count, vocabulary;
+    int64_t steals;         // the highest `steal`; the first operation ends with a barrier if there is one
+    int64_t own, scratch;   // numbers that a thread has for itself, and where in them it has `rows` times the widest row
     const xl_operation *operations;
     const int64_t *tokens;  // [rows]
     float *memory;          // zeroed by the caller before the first step
+    float *own_memory;      // [threads, own]
 } xl_decode;
+
+// out = x weight^T for any number of rows, with the same products as a token has.
+typedef struct {
+    int64_t rows, width, out, format, threads;
+    int64_t x_ld, out_ld, scratch;  // numbers between rows, and those that a thread works in, XL_ROWS_TOGETHER widths
+    const float *x;
+    const void *weight;
+    float *result, *scratch_memory;  // [threads, scratch]
+} xl_product;
+
+#define XL_ROWS_TOGETHER 64  // rows of x that pass a matrix together
+
+// Rows of ggml's blocks, 16 of them side by side.
+typedef struct {
+    int64_t rows, row_bytes, format, threads;  // format: of `from`, XL_Q8_0 or XL_Q4_0
+    const uint8_t *from;
+    uint8_t *to;  // [ceil(rows / 16), 16 row_bytes]
+} xl_packing;
 
 #define XL_CHUNK 256  // the longest chunk of the mLSTM
 
@@ -154,6 +183,8 @@ int xl_run_mlstm_step(int isa, const xl_mlstm_step *call);
 int xl_run_mlstm_forward(int isa, const xl_mlstm_forward *call);
 int xl_run_mlstm_backward(int isa, const xl_mlstm_backward *call);
 int xl_run_decode(int isa, const xl_decode *call);
+int xl_run_product(int isa, const xl_product *call);
+int xl_run_packing(int isa, const xl_packing *call);
 // name: "exp", "log1p" (0 <= x <= 1), "tanh", "sigmoid"; for the tests of their accuracy.
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count);
 
