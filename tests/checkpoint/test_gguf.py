@@ -160,7 +160,9 @@ def test_the_tokenizer_and_special_ids_travel_and_come_back(tmp_path):
     assert (report.layout, "tokenizer.json" in report.files) == ("gguf", True)
     assert Tokenizer.from_file(tmp_path / "back").sha256 == Tokenizer.bytes().sha256
     x = tokens(1, 9)
-    torch.testing.assert_close(ox.load(tmp_path / "back")(x)[0], ox.load(tmp_path / "m.gguf")(x)[0])
+    torch.testing.assert_close(
+        ox.load(tmp_path / "back")(x)[0], ox.load(tmp_path / "m.gguf")(x)[0], rtol=0, atol=2e-3
+    )  # packed: 15 bits
     ox.save(model_of("xlstm"), tmp_path / "bare")
     assert not to_gguf(tmp_path / "bare", tmp_path / "bare.gguf").tokenizer
     with pytest.raises(ValueError, match=r"bare.gguf carries no tokenizer"):
