@@ -44,7 +44,7 @@ class Sample:
 
 @runtime_checkable
 class Task(Protocol):
-    """A family of samples. Tasks are frozen dataclasses: `replace(task, lengths=(40, 256))` asks the same of longer ones."""
+    """A family of samples: a frozen dataclass, of which `replace(task, lengths=(40, 256))` asks longer ones."""
 
     @property
     def name(self) -> str:
