@@ -1,0 +1,145 @@
+"""Every run of a plan, one line each. What is in the file is not run again; what is interrupted is lost with its run.
+
+Runs do not know of each other, so they may go side by side, each on one thread: small models gain nothing from more.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openxlstm.experiments import contestants, numbers, results, solve
+from openxlstm.experiments.plans import Experiment, Plan
+from openxlstm.experiments.results import Line, Metric
+from openxlstm.train.machine import describe
+
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One cell of a grid."""
+
+    experiment: str
+    profile: str
+    plan: Any
+    model: str
+    rate: float
+    seed: int
+
+    @property
+    def key(self) -> results.Key:
+        """By which its line is found."""
+        return (self.experiment, self.profile, self.model, self.rate, self.seed, self.plan.fingerprint)
+
+    def __str__(self) -> str:
+        return f"{self.experiment} {self.profile}, {self.model}, rate {self.rate:g}, seed {self.seed}"
+
+
+def runs(experiment: Experiment, profile: str, models: Sequence[str] = ()) -> list[Run]:
+    """The whole grid: seed by seed, so that an interrupted one has compared all models with the first seeds."""
+    plan = experiment.profiles[profile]
+    return [
+        Run(experiment.name, profile, plan, model, rate, seed)
+        for seed in plan.seeds
+        for model in (models or plan.models)
+        for rate in plan.rates
+    ]
+
+
+def go(wanted: Sequence[Run], file: Path, *, jobs: int, show: Show) -> list[Line]:
+    """Make what is missing, and return the lines of all.
+
+    Args:
+        file: of lines; it is appended to.
+        jobs: runs side by side, each on one thread; 1: in this process, on the threads that PyTorch has.
+
+    Raises:
+        KeyboardInterrupt: it was asked for; what was finished is in the file, and the same call goes on.
+    """
+    there = {line.key for line in results.read([file])}
+    missing = [run for run in wanted if run.key not in there]
+    if len(missing) < len(wanted):
+        show(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {file} already")
+    began = time.monotonic()
+    for count, line in enumerate(_finished(missing, jobs), 1):
+        results.append(file, line)
+        left = (time.monotonic() - began) / count * (len(missing) - count)
+        show(f"[{count}/{len(missing)}] {told(line)}" + (f"; {left / 60:.0f} min left" if left > 90 else ""))
+    wanted_keys = {run.key for run in wanted}
+    return [line for line in results.read([file]) if line.key in wanted_keys]
+
+
+def told(line: Line) -> str:
+    """A finished run in a line."""
+    said = line.skipped or ", ".join(f"{name} {metric.value:.3f}" for name, metric in line.metrics.items())
+    return f"{line.label}, rate {line.rate:g}, seed {line.seed}: {said} ({line.wall_s:.0f} s)"
+
+
+def once(run: Run) -> Line:
+    """Train and test one contestant of a synthetic task. What diverges is a result, too."""
+    plan = run.plan
+    assert isinstance(plan, Plan), "other kinds of experiment have a runner of their own"
+    began = time.monotonic()
+    model, label, size = contestants.enter(run.model, plan.sizes, plan.models[0], run.seed)
+    model = model.to(_device())
+    chosen_by = plan.tests[plan.chosen_by]
+    metrics: dict[str, Metric] = {}
+    choice, skipped, trained = None, None, solve.Trained({})
+
+    def validate() -> float:
+        return solve.examine(model, chosen_by, "validation", plan.validation).score
+
+    try:
+        trained = solve.train(model, plan.task, plan.budget, run.rate, validate=validate)
+    except solve.DivergedError as error:
+        skipped = str(error)
+    else:
+        choice = solve.examine(model, chosen_by, "validation", plan.validation).mean_loss
+        for name, task in plan.tests.items():
+            tally = solve.examine(model, task, "test", plan.test)
+            exact = task.features == 0 or task.vocab_size > 0
+            interval = numbers.wilson(tally.right, tally.asked) if exact else None
+            metrics[name] = Metric(tally.score, tally.asked, interval)
+            for upper, (right, asked) in sorted(tally.by_length.items()):
+                metrics[f"{name}, to {upper}"] = Metric(right / asked, asked, numbers.wilson(right, asked))
+    return Line(
+        experiment=run.experiment, profile=run.profile, model=run.model, label=label, parameters=size, rate=run.rate,
+        seed=run.seed, plan=plan.fingerprint, metrics=metrics, choice=choice, curve=trained.curve,
+        steps=plan.budget.steps,
+        tokens=trained.tokens, skipped=skipped, wall_s=round(time.monotonic() - began, 1),
+        machine=describe(_device()), git=results.commit(), date=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )  # fmt: skip
+
+
+def _finished(missing: Sequence[Run], jobs: int) -> Iterator[Line]:
+    if jobs == 1:
+        yield from map(once, missing)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
+        waiting = [pool.submit(once, run) for run in missing]
+        try:
+            for future in as_completed(waiting):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _alone() -> None:
+    """In a process of its own: one thread, and Ctrl-C is for the one that waits."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
