@@ -53,7 +53,7 @@ class Task(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """W, of the ids of inputs and targets; 0 if they are numbers."""
+        """W, of the ids of inputs and targets; of the targets alone if inputs are vectors; 0 if targets are numbers."""
         ...
 
     @property
