@@ -110,7 +110,7 @@ def once(run: Run) -> Line:
             exact = task.features == 0 or task.vocab_size > 0
             interval = numbers.wilson(tally.right, tally.asked) if exact else None
             metrics[name] = Metric(tally.score, tally.asked, interval)
-            for upper, (right, asked) in sorted(tally.by_length.items()):
+            for upper, (right, asked) in sorted(tally.by_length.items()) if len(tally.by_length) > 1 else ():
                 metrics[f"{name}, to {upper}"] = Metric(right / asked, asked, numbers.wilson(right, asked))
     return Line(
         experiment=run.experiment, profile=run.profile, model=run.model, label=label, parameters=size, rate=run.rate,
