@@ -1,4 +1,4 @@
-"""`xlstm eval`: a trained model on the tasks of lm-eval."""
+"""`xlstm eval`: a trained model on the tasks of lm-eval; an experiment of the papers; the report of experiments."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from types import ModuleType
 
 import click
 
+from openxlstm.cli import experiments
 from openxlstm.cli.common import model_folder, show_json, show_table
 
 
-@click.command("eval", short_help="Evaluate a model on the tasks of lm-eval.")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--tasks", required=True, help="Names of tasks, with commas between them.")
+@click.command("eval", short_help="Evaluate a model, or rerun an experiment of the papers.")
+@click.argument("path", metavar="PATH|EXPERIMENT|list|report", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--profile", type=click.Choice(experiments.PROFILES), help="Of an experiment: how much of it is run.")
+@click.option("--models", help="Of an experiment: only these contestants, with commas between them.")
+@click.option("--results", type=click.Path(path_type=Path, dir_okay=False), default=experiments.RESULTS,
+              show_default=True, help="Of an experiment: the file that its runs are appended to.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1),
+              help="Of an experiment: runs side by side.  [default: one per core; on a GPU 1]")  # fmt: skip
+@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), default=Path("docs/reproduction.md"),
+              show_default=True, help="Of report: the page; its pictures go into images/ beside it.")  # fmt: skip
+@click.option("--tasks", help="Names of tasks, with commas between them.")
 @click.option("--include-path", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="A folder of task files (YAML); only its tasks are known then.")  # fmt: skip
 @click.option("--limit", type=int, help="Only the first N examples of each task: to try things out.")
@@ -30,7 +40,13 @@ from openxlstm.cli.common import model_folder, show_json, show_table
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def eval(
     path: Path,
-    tasks: str,
+    files: tuple[Path, ...],
+    profile: str | None,
+    models: str | None,
+    results: Path,
+    jobs: int | None,
+    write: Path,
+    tasks: str | None,
     include_path: Path | None,
     limit: int | None,
     num_fewshot: int | None,
@@ -43,15 +59,37 @@ def eval(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Evaluate the model in PATH, a model folder, a run folder or a GGUF file, on tasks of lm-eval.
+    """Evaluate a model on tasks, or rerun an experiment of the papers.
 
-    Tasks come with lm-eval, which loads their data from the Hugging Face hub (HF_HUB_OFFLINE=1 and
-    HF_DATASETS_OFFLINE=1 forbid it), or from your own files: docs/evaluation.md shows how.
+    A model: PATH, a model folder, a run folder or a GGUF file, on the --tasks of lm-eval. Tasks come with lm-eval,
+    which loads their data from the Hugging Face hub (HF_HUB_OFFLINE=1 and HF_DATASETS_OFFLINE=1 forbid it), or from
+    your own files: docs/evaluation.md shows how.
 
     \b
       xlstm eval runs/demo --tasks lambada_openai,piqa --limit 100
       xlstm eval runs/demo --tasks my_task --include-path my_tasks --json
+
+    An experiment: by its name, in a --profile from a minute on a laptop (smoke) to the published setting (paper). Runs
+    that are in the file already are not made again, so the same command goes on where it was interrupted.
+
+    \b
+      xlstm eval list
+      xlstm eval parity --profile smoke
+      xlstm eval report runs/eval/results.jsonl --write page.md
     """
+    word = str(path)
+    if experiments.is_experiment(word):
+        if word == "list":
+            experiments.show_list()
+        elif word == "report":
+            experiments.report(files, write)
+        else:
+            experiments.run(word, profile, models.split(",") if models else (), results, jobs, as_json)
+        return
+    if not path.exists():
+        raise ValueError(experiments.refuse(word))
+    if tasks is None:
+        raise ValueError("say what to evaluate the model on with --tasks")
     folder = model_folder(path)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:

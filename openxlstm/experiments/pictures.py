@@ -1,0 +1,93 @@
+"""The pictures of the page: accuracy over the length of the sample, validation over steps. Needs matplotlib.
+
+A line is a contestant at its chosen rate, the mean over its seeds; the band is from the worst seed to the best.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from openxlstm.experiments.choice import Entry
+
+INK, GREY, FAINT = "#1f2933", "#7b8794", "#d9dee3"
+COLOURS = ("#d1495b", "#edae49", "#8d6a9f", "#3d7ea6", "#66a182", "#5c6b73", "#b07d62", "#00798c")
+
+
+def over_length(title: str, found: Sequence[Entry], tests: Sequence[str], chance: float, under: str) -> Figure:
+    """Accuracy on the test samples by their length, in powers of two."""
+    figure, axes = _empty(title, "tokens of the sample, up to", under)
+    axes.set_xscale("log", base=2)
+    ticks: set[int] = set()
+    for colour, entry in zip(COLOURS, found, strict=False):
+        points = {upper: values for test in tests for upper, values in _by_length(entry, test).items()}
+        ticks |= set(points)
+        _band(axes, sorted(points), [points[upper] for upper in sorted(points)], colour, entry.label, entry.model)
+    axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
+    _accuracy(axes, chance)
+    return figure
+
+
+def over_steps(title: str, found: Sequence[Entry], chance: float, under: str) -> Figure:
+    """The score of the validation samples during training."""
+    figure, axes = _empty(title, "steps", under)
+    for colour, entry in zip(COLOURS, found, strict=False):
+        curves = [line.curve["validation"] for line in entry.lines if line.curve.get("validation")]
+        if curves:
+            steps = [int(step) for step in entry.lines[0].curve["step"]]
+            _band(axes, steps, [list(at) for at in zip(*curves, strict=True)], colour, entry.label, entry.model)
+    axes.set_xlim(left=0)
+    _accuracy(axes, chance)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As PNG for pages and as SVG for print."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for kind in (".png", ".svg"):
+        figure.savefig(path.with_suffix(kind), metadata={"Date": None} if kind == ".svg" else None)
+
+
+def _by_length(entry: Entry, test: str) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for line in entry.lines:
+        for name, metric in line.metrics.items():
+            if match := re.fullmatch(re.escape(test) + r", to (\d+)", name):
+                found.setdefault(int(match[1]), []).append(metric.value)
+    return found
+
+
+def _band(axes: Axes, x: Sequence[int], values: Sequence[Sequence[float]], colour: str, label: str, model: str) -> None:
+    if not x:
+        return
+    means = [sum(at) / len(at) for at in values]
+    said = label if label == model else f"{label} {model}"
+    axes.plot(x, means, color=colour, marker="o", markersize=3.5, linewidth=1.8, label=said)
+    if max(map(len, values)) > 1:
+        axes.fill_between(
+            x, [min(at) for at in values], [max(at) for at in values], color=colour, alpha=0.15, linewidth=0
+        )
+
+
+def _empty(title: str, below: str, under: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 3.8), layout="constrained", dpi=130)
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel(f"{below}\n{under}", color=GREY, fontsize=8.5)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(colors=GREY, length=0)
+    return figure, axes
+
+
+def _accuracy(axes: Axes, chance: float) -> None:
+    axes.set_ylabel("accuracy", color=GREY)
+    axes.set_ylim(0, 1.04)
+    axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=":")
+    axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-4, 3), ha="right",
+                  textcoords="offset points", color=GREY, fontsize=8)  # fmt: skip
+    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="center left", bbox_to_anchor=(0.01, 0.62))

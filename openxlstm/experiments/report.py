@@ -1,0 +1,156 @@
+"""docs/reproduction.md from result lines: per experiment what was asked, what is published, what came out, a picture.
+
+Nothing on the page is typed: a number is a line's, a verdict is a rule's, an experiment without lines says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from openxlstm.experiments.choice import Entry, entries, verdict
+from openxlstm.experiments.plans import PROFILES, Experiment
+from openxlstm.experiments.results import Line
+
+SOLVED = 0.95  # a seed counts as having solved a task at this accuracy
+
+
+def page(experiments: Mapping[str, Experiment], lines: Sequence[Line], pictures: Path, command: str) -> str:
+    """The whole page; pictures are drawn into `pictures`, a folder beside it.
+
+    Lines of plans that have changed since are left out, and counted.
+    """
+    found = {
+        (name, profile): mine
+        for name, experiment in experiments.items()
+        for profile, plan in experiment.profiles.items()
+        if (mine := [one for one in lines if one.key[:2] == (name, profile) and one.plan == plan.fingerprint])
+    }
+    used = sum(map(len, found.values()))
+    return "\n".join(_page(experiments, found, len(lines) - used, pictures, command)) + "\n"
+
+
+def _page(
+    experiments: Mapping[str, Experiment],
+    found: Mapping[tuple[str, str], list[Line]],
+    stale: int,
+    pictures: Path,
+    command: str,
+) -> Iterator[str]:
+    yield "# Reproduction"
+    yield ""
+    yield f"Written by `{command}`; no number on this page is typed."
+    yield ""
+    yield "Every contestant of a table is trained by one loop on the same samples in the same order, on the same"
+    yield "budget, with the same grid of rates; parameters are those between embedding and head. The rate is chosen by"
+    yield "validation samples, the numbers are of test samples that no choice has seen. In brackets: 95 % intervals,"
+    yield "over seeds where there are several (Student), within the run where there is one (Wilson). *Solved*: seeds"
+    yield f"with an accuracy of at least {SOLVED}. A verdict is the outcome of rules that stand beside the experiment"
+    yield "in the catalogue; what a verdict is silent about is not claimed."
+    yield ""
+    yield "| experiment | profile | runs | verdict |"
+    yield "|---|---|---|---|"
+    for name, experiment in experiments.items():
+        mine = [profile for profile in PROFILES if (name, profile) in found]
+        for profile in mine:
+            said = verdict(experiment, profile, found[name, profile])
+            yield f"| [{name}](#{name}) | {profile} | {len(found[name, profile])} | {_said(experiment, said)} |"
+        if not mine:
+            yield f"| {name} | | 0 | not attempted |"
+    if stale:
+        yield ""
+        yield f"{stale} further lines are of plans that have changed since they were measured; they are not shown."
+    for name, experiment in experiments.items():
+        profiles = [profile for profile in PROFILES if (name, profile) in found]
+        if profiles:
+            yield from _section(experiment, {profile: found[name, profile] for profile in profiles}, pictures)
+
+
+def _said(experiment: Experiment, said: str) -> str:
+    """Without rules there is nothing to be reproduced: the numbers are reported."""
+    return "reported" if said == "not attempted" and not any(experiment.rules.values()) else said
+
+
+def _section(experiment: Experiment, profiles: Mapping[str, list[Line]], pictures: Path) -> Iterator[str]:
+    yield ""
+    yield f"## {experiment.name}"
+    yield ""
+    yield f"{experiment.title}. {experiment.question}"
+    for claim in experiment.claims:
+        yield ""
+        yield f"Published: {claim.text} ({claim.source})."
+    for profile, lines in profiles.items():
+        yield ""
+        yield f"**Profile {profile}**: {_said(experiment, verdict(experiment, profile, lines))}."
+        yield from _rules(experiment, profile)
+        yield ""
+        yield from _table(experiment, profile, entries(lines))
+        skipped = [line for line in lines if line.skipped]
+        for line in skipped:
+            yield ""
+            yield f"Not finished: {line.label}, rate {line.rate:g}, seed {line.seed}: {line.skipped}."
+        yield ""
+        yield f"![{experiment.title}, {profile}](images/{_draw(experiment, profile, entries(lines), pictures)})"
+        yield ""
+        yield _provenance(experiment, profile, lines)
+
+
+def _rules(experiment: Experiment, profile: str) -> Iterator[str]:
+    for rule in experiment.rules.get(profile, ()):
+        bound = f"at least {rule.at_least}" if rule.at_least is not None else f"at most {rule.at_most}"
+        seeds = f"in {rule.seeds} seeds or more" if rule.seeds else "in all seeds"
+        kind = "scaled " if rule.scaled else ""
+        yield f"Rule: `{rule.model}` reaches {kind}*{rule.metric}* of {bound} {seeds}."
+
+
+def _table(experiment: Experiment, profile: str, found: Sequence[Entry]) -> Iterator[str]:
+    plan = experiment.profiles[profile]
+    tests = list(plan.tests)
+    of_numbers = plan.task.features > 0 and plan.task.vocab_size == 0
+    yield "| | parameters | rate | seeds | " + " | ".join(tests) + ("" if of_numbers else " | solved") + " |"
+    yield "|---" * (4 + len(tests) + (not of_numbers)) + "|"
+    for entry in found:
+        rates = len({line.rate for line in entry.tried})
+        cells = [
+            f"{entry.label} `{entry.model}`", f"{entry.lines[0].parameters:,}", f"{entry.rate:g} of {rates}",
+            str(len(entry.lines)), *(_cell(entry, test) for test in tests),
+        ]  # fmt: skip
+        if not of_numbers:
+            values = entry.values(tests[-1])
+            cells.append(f"{sum(value >= SOLVED for value in values)} of {len(entry.lines)}")
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _cell(entry: Entry, metric: str) -> str:
+    mean, interval = entry.mean(metric), entry.interval(metric)
+    if mean is None:
+        return "–"
+    return f"{mean:.3f}" if interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _provenance(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
+    plan, first = experiment.profiles[profile], lines[0]
+    commits = sorted({line.git or "no checkout" for line in lines})
+    seconds = sum(line.wall_s for line in lines)
+    machine = first.machine
+    return (
+        f"{len(lines)} runs of {plan.budget.steps:,} steps of {plan.budget.batch} samples, {seconds / 60:.0f} minutes "
+        f"in all; {machine['device']}, {machine['threads']} thread(s) a run, torch {machine['torch']}; commit "
+        f"{', '.join(commits)}; plan `{first.plan}`. `xlstm eval {experiment.name} --profile {profile}`"
+    )
+
+
+def _draw(experiment: Experiment, profile: str, found: Sequence[Entry], folder: Path) -> str:
+    """Draw and name the picture. Matplotlib is needed here and only here."""
+    from openxlstm.experiments import pictures
+
+    name = f"{experiment.name}-{profile}"
+    plan = experiment.profiles[profile]
+    title = f"{experiment.title}, {profile}"
+    under = f"xlstm eval {experiment.name} --profile {profile}   plan {plan.fingerprint}"
+    if experiment.picture == "length":
+        figure = pictures.over_length(title, found, list(plan.tests), plan.task.chance, under)
+    else:
+        figure = pictures.over_steps(title, found, plan.task.chance, under)
+    pictures.save(figure, folder / name)
+    return f"{name}.png"
