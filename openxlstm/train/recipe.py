@@ -22,6 +22,8 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {  # name: (config, model)
     "xlstm_large": (xLSTMLargeConfig, xLSTMLarge),
 }
 COMPARED = {  # architectures to compare with: (module, config, model); what is in hf/ needs transformers
+    "lstm": ("openxlstm.tasks.baselines", "LSTMConfig", "LSTM"),
+    "lstm_block": ("openxlstm.tasks.baselines", "LSTMBlockConfig", "LSTM"),
     "llama": ("openxlstm.hf.baselines", "LlamaConfig", "Llama"),
     "mamba2": ("openxlstm.hf.recurrent_baselines", "Mamba2Config", "Mamba2"),
     "rwkv4": ("openxlstm.hf.recurrent_baselines", "RWKV4Config", "RWKV4"),
