@@ -281,6 +281,11 @@ class LSTMStack(nn.Module):
             after.append(_after(documents, state.blocks[index], final))
         return documents.join(self.norm(rows)), ModelState(tuple(after))
 
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Weight decay on every matrix."""
+        parameters = list(self.parameters())
+        return decay_groups([p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim == 1], weight_decay)
+
 
 def lstm_layers(width: int, blocks: int, *, dropout: float = 0.0) -> LSTMStack:
     """nn.LSTM of `blocks` layers."""
