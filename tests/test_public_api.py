@@ -56,8 +56,9 @@ OPTIONS = {
         "--stop", "--seed", "--json", "--help",
     },
     "eval": {
-        "path", "--tasks", "--include-path", "--limit", "--num-fewshot", "--batch-size", "--rolling", "--window",
-        "--bos", "--device", "--dtype", "--out", "--json", "--help",
+        "path", "files", "--profile", "--models", "--results", "--jobs", "--write", "--tasks", "--include-path", "--limit",
+        "--num-fewshot", "--batch-size", "--rolling", "--window", "--bos", "--device", "--dtype", "--out", "--json",
+        "--help",
     },
     "export": {"run", "target", "--to", "--ema", "--step", "--json", "--help"},
     "ckpt": {"--help"},

@@ -13,6 +13,7 @@ from openxlstm.experiments.plans import Claim, Experiment, Plan, Rule
 from openxlstm.experiments.solve import Budget
 from openxlstm.tasks.formal import LANGUAGES, Formal
 from openxlstm.tasks.mqar import MQAR
+from openxlstm.tasks.nns import NearestNeighbour
 
 SHORT, LONG = "3-40", "40-256"
 RIVALS = ("ss", "sm", "mm", "lstm", "lstm-block", "llama")
@@ -43,7 +44,7 @@ RULES = {
 def _formal(name: str) -> Experiment:
     trained, beyond = Formal(name, (3, 40)), Formal(name, (40, 256))
     cpu = Plan(
-        task=trained, tests={SHORT: trained, LONG: beyond}, chosen_by=LONG, models=RIVALS, width=32, blocks=2, heads=4,
+        task=trained, tests={SHORT: trained, LONG: beyond}, chosen_by=LONG, models=RIVALS, width=64, blocks=2, heads=4,
         budget=Budget(steps=2000, batch=64), rates=(3e-3, 1e-2), seeds=(1, 2, 3), test=2000,
     )  # fmt: skip
     near = replace(trained, lengths=(3, 12)), replace(trained, lengths=(13, 24))
@@ -96,7 +97,7 @@ def _mqar(length: int, pairs: int, published_batch: int) -> Experiment:
     )  # fmt: skip
     small = replace(task, vocab_size=256)
     smoke = replace(
-        cpu, task=small, tests={asked: small}, models=("mm",), budget=Budget(steps=400, batch=64), rates=(3e-3,),
+        cpu, task=small, tests={asked: small}, models=("mm",), budget=Budget(steps=400, batch=64), rates=(1e-2,),
         seeds=(1,), test=500,
     )  # fmt: skip
     paper = replace(
@@ -121,6 +122,34 @@ def _mqar(length: int, pairs: int, published_batch: int) -> Experiment:
     )  # fmt: skip
 
 
+def _nearest() -> Experiment:
+    task, error = NearestNeighbour((2, 64)), "squared error"
+    cpu = Plan(
+        task=task, tests={error: task}, chosen_by=error, models=("ss", "ms", "mm", "lstm", "lstm-block", "llama"),
+        width=64, blocks=2, heads=4, budget=Budget(steps=2000, batch=64, end_lr=1e-7), rates=(1e-3, 3e-3, 1e-2),
+        seeds=(1, 2, 3), validation=512, test=2000,
+    )  # fmt: skip
+    short = NearestNeighbour((2, 16))
+    smoke = replace(
+        cpu, task=short, tests={error: short}, models=("ss",), budget=replace(cpu.budget, steps=500), rates=(1e-2,),
+        seeds=(1,), test=500,
+    )  # fmt: skip
+    paper = replace(
+        cpu, width=128, budget=Budget(steps=100_000, batch=64, end_lr=1e-7), rates=(1e-4, 1e-3, 1e-2, 1e-1),
+        seeds=(1, 2, 3, 4, 5), validation=8192, test=8192,
+    )  # fmt: skip
+    gpu = replace(paper, budget=replace(paper.budget, steps=20_000), seeds=(1, 2, 3))
+    revises = (Rule(model="ss", metric=error, at_most=0.03),)  # a constant has 0.084
+    return Experiment(
+        name="nns", title="Nearest-neighbour search",
+        question="Can it revise what it has stored when something better comes?",
+        claims=(Claim(text="figure only: xLSTM[0:1] is indifferent to the rate, an LSTM needs a very high one, a "
+                      "Llama the lowest", source="arXiv:2405.04517, Fig. 2"),),
+        profiles={"smoke": smoke, "cpu": cpu, "gpu": gpu, "paper": paper},
+        rules=dict.fromkeys(("smoke", "cpu", "gpu", "paper"), revises), picture="steps",
+    )  # fmt: skip
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     one.name: one
     for one in (
@@ -128,5 +157,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         _mqar(64, 4, 512),
         _mqar(128, 8, 512),
         _mqar(256, 16, 256),
+        _nearest(),
     )
 }

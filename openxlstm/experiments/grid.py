@@ -108,8 +108,7 @@ def once(run: Run) -> Line:
         choice = solve.examine(model, chosen_by, "validation", plan.validation).mean_loss
         for name, task in plan.tests.items():
             tally = solve.examine(model, task, "test", plan.test)
-            exact = task.features == 0 or task.vocab_size > 0
-            interval = numbers.wilson(tally.right, tally.asked) if exact else None
+            interval = numbers.wilson(tally.right, tally.asked) if task.vocab_size else None
             metrics[name] = Metric(tally.score, tally.asked, interval)
             for upper, (right, asked) in sorted(tally.by_length.items()) if len(tally.by_length) > 1 else ():
                 metrics[f"{name}, to {upper}"] = Metric(right / asked, asked, numbers.wilson(right, asked))

@@ -32,8 +32,8 @@ def over_length(title: str, found: Sequence[Entry], tests: Sequence[str], chance
     return figure
 
 
-def over_steps(title: str, found: Sequence[Entry], chance: float, under: str) -> Figure:
-    """The score of the validation samples during training."""
+def over_steps(title: str, found: Sequence[Entry], chance: float, under: str, of_numbers: bool = False) -> Figure:
+    """The score of the validation samples during training: an accuracy, or a squared error."""
     figure, axes = _empty(title, "steps", under)
     for colour, entry in zip(COLOURS, found, strict=False):
         curves = [line.curve["validation"] for line in entry.lines if line.curve.get("validation")]
@@ -41,7 +41,10 @@ def over_steps(title: str, found: Sequence[Entry], chance: float, under: str) ->
             steps = [int(step) for step in entry.lines[0].curve["step"]]
             _band(axes, steps, [list(at) for at in zip(*curves, strict=True)], colour, entry.label, entry.model)
     axes.set_xlim(left=0)
-    _accuracy(axes, chance)
+    if of_numbers:
+        _error(axes, chance)
+    else:
+        _accuracy(axes, chance)
     return figure
 
 
@@ -87,7 +90,18 @@ def _empty(title: str, below: str, under: str) -> tuple[Figure, Axes]:
 def _accuracy(axes: Axes, chance: float) -> None:
     axes.set_ylabel("accuracy", color=GREY)
     axes.set_ylim(0, 1.04)
-    axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=":")
-    axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-4, 3), ha="right",
+    _line(axes, chance, "chance")
+
+
+def _error(axes: Axes, constant: float) -> None:
+    axes.set_ylabel("squared error", color=GREY)
+    axes.set_yscale("log")
+    _line(axes, constant, "a constant")
+
+
+def _line(axes: Axes, at: float, label: str) -> None:
+    axes.axhline(at, color=GREY, linewidth=0.9, linestyle=":")
+    axes.annotate(label, (1, at), xycoords=("axes fraction", "data"), xytext=(-4, 3), ha="right",
                   textcoords="offset points", color=GREY, fontsize=8)  # fmt: skip
-    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="center left", bbox_to_anchor=(0.01, 0.62))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))

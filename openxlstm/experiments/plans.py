@@ -47,7 +47,7 @@ class Plan:
     def sizes(self) -> Sizes:
         """What all contestants share."""
         return Sizes(
-            width=self.width, blocks=self.blocks, heads=self.heads, vocab_size=self.task.vocab_size,
+            width=self.width, blocks=self.blocks, heads=self.heads, vocab_size=max(1, self.task.vocab_size),
             features=self.task.features,
         )  # fmt: skip
 

@@ -106,7 +106,7 @@ def _rules(experiment: Experiment, profile: str) -> Iterator[str]:
 def _table(experiment: Experiment, profile: str, found: Sequence[Entry]) -> Iterator[str]:
     plan = experiment.profiles[profile]
     tests = list(plan.tests)
-    of_numbers = plan.task.features > 0 and plan.task.vocab_size == 0
+    of_numbers = plan.task.vocab_size == 0
     yield "| | parameters | rate | seeds | " + " | ".join(tests) + ("" if of_numbers else " | solved") + " |"
     yield "|---" * (4 + len(tests) + (not of_numbers)) + "|"
     for entry in found:
@@ -151,6 +151,6 @@ def _draw(experiment: Experiment, profile: str, found: Sequence[Entry], folder: 
     if experiment.picture == "length":
         figure = pictures.over_length(title, found, list(plan.tests), plan.task.chance, under)
     else:
-        figure = pictures.over_steps(title, found, plan.task.chance, under)
+        figure = pictures.over_steps(title, found, plan.task.chance, under, of_numbers=plan.task.vocab_size == 0)
     pictures.save(figure, folder / name)
     return f"{name}.png"

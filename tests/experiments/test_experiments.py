@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,9 +88,9 @@ def test_a_sample_depends_on_its_number_alone() -> None:
 def test_intervals_by_hand() -> None:
     low, high = numbers.wilson(8, 10)
     assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))  # Wilson 1927, z = 1.96
-    assert numbers.wilson(10, 10)[1] == 1
+    assert numbers.wilson(10, 10)[1] == pytest.approx(1)
     # mean 2, standard deviation 1, t = 4.3027 with two degrees of freedom
-    assert numbers.over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)))
+    assert numbers.over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5))
     assert numbers.over_seeds([1.0]) is None
     assert scaled(0.6, 0.2) == pytest.approx(0.5)
 
@@ -114,14 +113,23 @@ def test_a_paired_difference_is_surer_than_two_means() -> None:
 # --- contestants
 
 
-@pytest.mark.parametrize("name", ["sm", "mm", "llama"])
+@pytest.mark.parametrize("name", ["sm", "mm", *contestants.FAMILIES])
 def test_contestants_have_the_size_of_the_first_one(name: str) -> None:
     sizes = replace(SIZES, width=64, heads=2)
     _, _, reference = contestants.enter("ss", sizes, "ss", 0)
     model, _, size = contestants.enter(name, sizes, "ss", 0)
     assert abs(size / reference - 1) <= 0.02
-    ends = 2 * sizes.vocab_size * sizes.width
+    ends = 2 * sizes.vocab_size * model.config.width
     assert size == sum(weight.numel() for weight in model.parameters()) - ends
+
+
+@pytest.mark.parametrize("name", ["ss", "mm", "lstm", "lstm-block", "llama"])
+def test_contestants_for_numbers_have_equal_sizes_too(name: str) -> None:
+    sizes = replace(SIZES, width=64, heads=2, features=3, vocab_size=1)
+    reference, size = (contestants.enter(one, sizes, "ss", 0)[2] for one in ("ss", name))
+    assert abs(size / reference - 1) <= 0.02
+    with pytest.raises(ValueError, match="RWKV-4 is there for tokens only"):
+        contestants.enter("rwkv4", sizes, "ss", 0)
 
 
 def test_a_contestant_that_does_not_exist_is_named() -> None:
@@ -144,7 +152,7 @@ def test_the_loss_is_what_one_sample_after_the_other_gives() -> None:
     together, asked = solve._loss(model, found)
     apart = sum(solve._loss(model, batch(Copy(), "train", 0, [index]))[0] for index in range(5))
     assert asked == 5
-    assert float(together) == pytest.approx(float(apart), rel=1e-10)
+    assert together.item() == pytest.approx(apart.item(), rel=1e-10)
 
 
 def test_training_repeats_bit_for_bit() -> None:
