@@ -88,7 +88,7 @@ def _profiles(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _show(experiment: Experiment, profile: str, lines: Sequence[Line], said: str) -> None:
-    tests = list(experiment.profiles[profile].tests)
+    tests = experiment.profiles[profile].metrics
     rows = [
         (entry.label, entry.model, f"{entry.lines[0].parameters:,}", f"{entry.rate:g}", len(entry.lines),
          *(_number(entry, test) for test in tests))

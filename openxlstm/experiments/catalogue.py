@@ -8,7 +8,10 @@ stated; the width of the formal-language models is not, and is ours there, too.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
+from openxlstm.experiments import language
+from openxlstm.experiments.language import TextPlan
 from openxlstm.experiments.plans import Claim, Experiment, Plan, Rule
 from openxlstm.experiments.solve import Budget
 from openxlstm.tasks.formal import LANGUAGES, Formal
@@ -150,6 +153,59 @@ def _nearest() -> Experiment:
     )  # fmt: skip
 
 
+TEXT = TextPlan(  # 0.8M bytes are read: what two cores finish in minutes a run, slow baselines apart
+    corpus="stdlib", models=("mmsm", "mmmm", "ssss", "lstm-block", "lstm-residual", "lstm", "llama", "mamba2", "rwkv4"),
+    width=128, blocks=4, heads=4, context=256, batch=8, steps=400, rates=(2e-3, 6e-3), seeds=(1, 2, 3), tested_to=4096,
+    test_bytes=150_000,
+)  # fmt: skip
+LADDER = ("lstm", "lstm-residual", "lstm-block", "ssss", "mmsm")
+CORPORA = {"stdlib": "the Python library", "gcide": "an English dictionary"}
+
+
+def _language(corpus: str) -> Experiment:
+    cpu = replace(TEXT, corpus=corpus)
+    smoke = replace(
+        cpu, models=("ms",), width=64, blocks=2, context=128, batch=16, steps=240, rates=(1e-2,), seeds=(1,),
+        tested_to=1024, test_bytes=30_000,
+    )  # fmt: skip
+    better = tuple(Rule(model="mmsm", metric=language.WINDOWS, below=model) for model in ("llama", "mamba2", "rwkv4"))
+    learns = (Rule(model="ms", metric=language.WINDOWS, at_most=3.0),)  # a byte 1-gram has 3.5 on the Python library
+    return Experiment(
+        name=f"language-{corpus}", title=f"Language models on {CORPORA[corpus]}",
+        question="Of equal parameters, tokens and tuning, which model predicts text best?",
+        claims=(Claim(text="350M class, 15B tokens, perplexity: xLSTM[1:0] 13.43, xLSTM[7:1] 13.48, Mamba 13.70, "
+                      "Llama 14.25, RWKV-4 15.62", source="arXiv:2405.04517, Table 1"),),
+        profiles={"smoke": smoke, "cpu": cpu} if corpus == "stdlib" else {"cpu": cpu},
+        rules={"smoke": learns, "cpu": better}, picture="steps",
+    )  # fmt: skip
+
+
+def _ladder(corpus: str) -> Experiment:
+    rungs = tuple(Rule(model=upper, metric=language.WINDOWS, below=lower) for lower, upper in pairwise(LADDER))
+    return Experiment(
+        name=f"ladder-{corpus}", title=f"From LSTM to xLSTM, on {CORPORA[corpus]}",
+        question="What does each step bring: residual blocks, up-projection, exponential gates, matrix memory?",
+        claims=(Claim(text="perplexity: LSTM 2417.86, with residual 35.46, with up-projection 26.01, with exponential "
+                      "gates 17.70, with matrix memory 13.48", source="arXiv:2405.04517, Table 2"),),
+        profiles={"cpu": replace(TEXT, corpus=corpus)}, rules={"cpu": rungs}, picture="steps",
+        runs_of=f"language-{corpus}", order=LADDER,
+    )  # fmt: skip
+
+
+def _extrapolation(corpus: str) -> Experiment:
+    holds = tuple(Rule(model=model, metric=language.RISE, at_most=0.05) for model in ("mmsm", "mmmm", "ssss"))
+    smoke = (Rule(model="ms", metric=language.RISE, at_most=0.1),)
+    plans = EXPERIMENTS_OF_TEXT[f"language-{corpus}"].profiles
+    return Experiment(
+        name=f"extrapolation-{corpus}", title=f"Beyond the trained length, on {CORPORA[corpus]}",
+        question="Does the loss stay low at positions that training never had?",
+        claims=(Claim(text="figure only: 1.3B parameters, trained at 2,048 tokens and tested to 16,384; the perplexity "
+                      "of xLSTM stays low, that of the others rises", source="arXiv:2405.04517, Fig. 7"),),
+        profiles=plans, rules={"smoke": smoke, "cpu": holds}, picture="positions", runs_of=f"language-{corpus}",
+    )  # fmt: skip
+
+
+EXPERIMENTS_OF_TEXT = {one.name: one for one in map(_language, CORPORA)}
 EXPERIMENTS: dict[str, Experiment] = {
     one.name: one
     for one in (
@@ -158,5 +214,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         _mqar(128, 8, 512),
         _mqar(256, 16, 256),
         _nearest(),
+        *EXPERIMENTS_OF_TEXT.values(),
+        *map(_ladder, CORPORA),
+        *map(_extrapolation, CORPORA),
     )
 }

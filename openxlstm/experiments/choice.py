@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from openxlstm.experiments import numbers
@@ -63,10 +63,27 @@ def _entry(model: str, tried: Sequence[Line]) -> Entry:
     return Entry(model, chosen[0].label, best, tuple(chosen), tuple(tried))
 
 
-def holds(rule: Rule, entry: Entry | None, chance: float) -> bool | None:
+def paired(ours: Entry, theirs: Entry | None, metric: str) -> tuple[float, tuple[float, float] | None] | None:
+    """Ours minus theirs, seed by seed: the mean and its interval; None where no seed has both."""
+    if theirs is None:
+        return None
+    other = {line.seed: line.metrics[metric].value for line in theirs.lines if metric in line.metrics}
+    both = [
+        line.metrics[metric].value - other[line.seed]
+        for line in ours.lines
+        if line.seed in other and metric in line.metrics
+    ]
+    return (statistics.fmean(both), numbers.over_seeds(both)) if both else None
+
+
+def holds(rule: Rule, found: Mapping[str, Entry], chance: float) -> bool | None:
     """Whether a rule is met; None if there are too few runs to say."""
+    entry = found.get(rule.model)
     if entry is None:
         return None
+    if rule.below is not None:
+        difference = paired(entry, found.get(rule.below), rule.metric)
+        return None if difference is None or difference[1] is None else difference[1][1] < 0
     values = [scaled(value, chance) if rule.scaled else value for value in entry.values(rule.metric)]
     met = sum(_within(value, rule) for value in values)
     wanted = rule.seeds or len(entry.lines)
@@ -79,8 +96,8 @@ def verdict(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
     """One of VERDICTS, by the experiment's rules and nothing else."""
     rules = experiment.rules.get(profile, ())
     found = {entry.model: entry for entry in entries(lines)}
-    chance = experiment.profiles[profile].task.chance
-    answers = [holds(rule, found.get(rule.model), chance) for rule in rules]
+    chance = experiment.profiles[profile].chance
+    answers = [holds(rule, found, chance) for rule in rules]
     if not answers or all(answer is None for answer in answers):
         return "not attempted"
     if all(answer is True for answer in answers):

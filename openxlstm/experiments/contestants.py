@@ -1,8 +1,8 @@
 """The models that compete, by name: patterns of xLSTM blocks ("ss", "mmmsmmmm"), and others by their family.
 
 The first contestant of a plan has the published proportions. The others get its number of parameters, embedding and
-head apart, within 2 %: by the inner width of their blocks; an nn.LSTM, which has none, by its width; a Mamba-2, whose
-inner width is twice its width by definition, by the size of its state.
+head apart, within 2 %: by the inner width of their blocks; LSTMs, whose recurrent matrices are square, by their width; a
+Mamba-2, whose inner width is twice its width by definition, by the size of its state.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Sizes:
     heads: int
     vocab_size: int
     features: int = 0  # numbers in an input vector; 0: inputs are ids
-    conv: int = 4  # taps in patterns with m; patterns of s alone have none in the synthetic tasks (P1, App. B.1.1)
+    text: bool = False  # the published language models; else the published synthetic tasks: R begins uniform, and
+    # patterns of s alone have no convolution (P1, App. B.1.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def _xlstm(letters: str) -> Family:
     def config(sizes: Sizes, size: int | None) -> xLSTMConfig:
         return xLSTMConfig(
             vocab_size=sizes.vocab_size, width=sizes.width, heads=sizes.heads, pattern=letters,
-            conv=sizes.conv if "m" in letters else 0, recurrent_init="uniform",
+            conv=4 if "m" in letters or sizes.text else 0, recurrent_init="zeros" if sizes.text else "uniform",
             ffn_width=size if "s" in letters else None, mlstm_width=None if "s" in letters else size,
         )  # fmt: skip
 
@@ -93,8 +94,12 @@ FAMILIES = {
         _config("lstm_block", lambda sizes, size: {"width": size or sizes.width, "ffn_width": 0}), _width,
     ),
     "lstm-block": Family(
-        "LSTM (Block)", "lstm_block",
-        _config("lstm_block", lambda sizes, size: {"width": sizes.width, "ffn_width": size}), _inner,
+        "LSTM (Block)",
+        "lstm_block",
+        _config("lstm_block", lambda sizes, size: {
+            "width": size or sizes.width, "ffn_width": -(-13 * (size or sizes.width) // 10),
+        }),
+        _width,
     ),
     "llama": Family(
         "Llama", "llama",

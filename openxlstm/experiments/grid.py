@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 
-from openxlstm.experiments import contestants, numbers, results, solve
-from openxlstm.experiments.plans import Experiment, Plan
+from openxlstm.experiments import contestants, language, results, solve
+from openxlstm.experiments.language import TextPlan
+from openxlstm.experiments.plans import AnyPlan, Experiment, Plan
 from openxlstm.experiments.results import Line, Metric
+from openxlstm.tasks import intervals, matching
+from openxlstm.train.guard import StoppedError
 from openxlstm.train.machine import describe
 
 Show = Callable[[str], None]
@@ -31,7 +34,7 @@ class Run:
 
     experiment: str
     profile: str
-    plan: Any
+    plan: AnyPlan
     model: str
     rate: float
     seed: int
@@ -49,7 +52,7 @@ def runs(experiment: Experiment, profile: str, models: Sequence[str] = ()) -> li
     """The whole grid: seed by seed, so that an interrupted one has compared all models with the first seeds."""
     plan = experiment.profiles[profile]
     return [
-        Run(experiment.name, profile, plan, model, rate, seed)
+        Run(experiment.runs_of or experiment.name, profile, plan, model, rate, seed)
         for seed in plan.seeds
         for model in (models or plan.models)
         for rate in plan.rates
@@ -71,7 +74,7 @@ def go(wanted: Sequence[Run], file: Path, *, jobs: int, show: Show) -> list[Line
     if len(missing) < len(wanted):
         show(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {file} already")
     began = time.monotonic()
-    for count, line in enumerate(_finished(missing, jobs), 1):
+    for count, line in enumerate(_finished(missing, jobs, file.parent / "work"), 1):
         results.append(file, line)
         left = (time.monotonic() - began) / count * (len(missing) - count)
         show(f"[{count}/{len(missing)}] {told(line)}" + (f"; {left / 60:.0f} min left" if left > 90 else ""))
@@ -86,12 +89,28 @@ def told(line: Line) -> str:
     return f"{line.label}, rate {line.rate:g}, seed {line.seed}: {said} ({line.wall_s:.0f} s)"
 
 
-def once(run: Run) -> Line:
-    """Train and test one contestant of a synthetic task. What diverges is a result, too."""
-    plan = run.plan
-    assert isinstance(plan, Plan), "other kinds of experiment have a runner of their own"
+def once(run: Run, work: Path) -> Line:
+    """Train and test one contestant. What diverges is a result, too.
+
+    Args:
+        work: where a run of text keeps its folder, so that it goes on where it was killed.
+    """
     began = time.monotonic()
-    model, label, size = contestants.enter(run.model, plan.sizes, plan.models[0], run.seed)
+    if isinstance(run.plan, TextPlan):
+        found = _text(run, run.plan, work)
+    else:
+        assert isinstance(run.plan, Plan), "there are these two kinds"
+        found = _task(run, run.plan)
+    return Line(
+        experiment=run.experiment, profile=run.profile, model=run.model, label=contestants.find(run.model).label,
+        rate=run.rate, seed=run.seed, plan=run.plan.fingerprint, wall_s=round(time.monotonic() - began, 1),
+        machine=describe(_device()), git=results.commit(), date=datetime.now(UTC).strftime("%Y-%m-%d"), **found,
+    )  # fmt: skip
+
+
+def _task(run: Run, plan: Plan) -> dict[str, Any]:
+    """Of a synthetic task."""
+    model, _, size = contestants.enter(run.model, plan.sizes, plan.models[0], run.seed)
     model = model.to(_device())
     chosen_by = plan.tests[plan.chosen_by]
     metrics: dict[str, Metric] = {}
@@ -108,25 +127,33 @@ def once(run: Run) -> Line:
         choice = solve.examine(model, chosen_by, "validation", plan.validation).mean_loss
         for name, task in plan.tests.items():
             tally = solve.examine(model, task, "test", plan.test)
-            interval = numbers.wilson(tally.right, tally.asked) if task.vocab_size else None
+            interval = intervals.wilson(tally.right, tally.asked) if task.vocab_size else None
             metrics[name] = Metric(tally.score, tally.asked, interval)
             for upper, (right, asked) in sorted(tally.by_length.items()) if len(tally.by_length) > 1 else ():
-                metrics[f"{name}, to {upper}"] = Metric(right / asked, asked, numbers.wilson(right, asked))
-    return Line(
-        experiment=run.experiment, profile=run.profile, model=run.model, label=label, parameters=size, rate=run.rate,
-        seed=run.seed, plan=plan.fingerprint, metrics=metrics, choice=choice, curve=trained.curve,
-        steps=plan.budget.steps,
-        tokens=trained.tokens, skipped=skipped, wall_s=round(time.monotonic() - began, 1),
-        machine=describe(_device()), git=results.commit(), date=datetime.now(UTC).strftime("%Y-%m-%d"),
-    )  # fmt: skip
+                metrics[f"{name}, to {upper}"] = Metric(right / asked, asked, intervals.wilson(right, asked))
+    return {
+        "parameters": size, "metrics": metrics, "choice": choice, "curve": trained.curve,
+        "steps": plan.budget.steps, "tokens": trained.tokens, "skipped": skipped,
+    }  # fmt: skip
 
 
-def _finished(missing: Sequence[Run], jobs: int) -> Iterator[Line]:
+def _text(run: Run, plan: TextPlan, work: Path) -> dict[str, Any]:
+    """Of a language model."""
+    folder = work / f"{run.experiment}-{run.profile}-{plan.fingerprint}" / f"{run.model}-{run.rate:g}-{run.seed}"
+    size = matching.non_embedding_parameters(contestants.config(run.model, plan.sizes, plan.models[0]))
+    found = {"parameters": size, "steps": plan.steps}
+    try:
+        return found | language.run(plan, run.model, run.rate, run.seed, folder)
+    except StoppedError as error:
+        return found | {"metrics": {}, "choice": None, "tokens": 0, "skipped": str(error)}
+
+
+def _finished(missing: Sequence[Run], jobs: int, work: Path) -> Iterator[Line]:
     if jobs == 1:
-        yield from map(once, missing)
+        yield from (once(run, work) for run in missing)
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
-        waiting = [pool.submit(once, run) for run in missing]
+        waiting = [pool.submit(once, run, work) for run in missing]
         try:
             for future in as_completed(waiting):
                 yield future.result()

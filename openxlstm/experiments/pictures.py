@@ -32,8 +32,23 @@ def over_length(title: str, found: Sequence[Entry], tests: Sequence[str], chance
     return figure
 
 
-def over_steps(title: str, found: Sequence[Entry], chance: float, under: str, of_numbers: bool = False) -> Figure:
-    """The score of the validation samples during training: an accuracy, or a squared error."""
+def over_positions(title: str, found: Sequence[Entry], under: str) -> Figure:
+    """Bits per byte by the position in a window, in powers of two."""
+    figure, axes = _empty(title, "position in the window, up to", under)
+    axes.set_xscale("log", base=2)
+    ticks: set[int] = set()
+    for colour, entry in zip(COLOURS, found, strict=False):
+        points = _by_length(entry, "positions")
+        ticks |= set(points)
+        _band(axes, sorted(points), [points[upper] for upper in sorted(points)], colour, entry.label, entry.model)
+    axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
+    axes.set_ylabel("bits per byte", color=GREY)
+    _legend(axes)
+    return figure
+
+
+def over_steps(title: str, found: Sequence[Entry], unit: str, chance: float, under: str) -> Figure:
+    """What validation said during training, in the plan's unit."""
     figure, axes = _empty(title, "steps", under)
     for colour, entry in zip(COLOURS, found, strict=False):
         curves = [line.curve["validation"] for line in entry.lines if line.curve.get("validation")]
@@ -41,10 +56,15 @@ def over_steps(title: str, found: Sequence[Entry], chance: float, under: str, of
             steps = [int(step) for step in entry.lines[0].curve["step"]]
             _band(axes, steps, [list(at) for at in zip(*curves, strict=True)], colour, entry.label, entry.model)
     axes.set_xlim(left=0)
-    if of_numbers:
-        _error(axes, chance)
-    else:
+    if unit == "accuracy":
         _accuracy(axes, chance)
+        return figure
+    axes.set_ylabel(unit, color=GREY)
+    if unit == "squared error":
+        axes.set_yscale("log")
+        _line(axes, chance, "a constant")
+    else:
+        _legend(axes)
     return figure
 
 
@@ -93,15 +113,13 @@ def _accuracy(axes: Axes, chance: float) -> None:
     _line(axes, chance, "chance")
 
 
-def _error(axes: Axes, constant: float) -> None:
-    axes.set_ylabel("squared error", color=GREY)
-    axes.set_yscale("log")
-    _line(axes, constant, "a constant")
-
-
 def _line(axes: Axes, at: float, label: str) -> None:
     axes.axhline(at, color=GREY, linewidth=0.9, linestyle=":")
     axes.annotate(label, (1, at), xycoords=("axes fraction", "data"), xytext=(-4, 3), ha="right",
                   textcoords="offset points", color=GREY, fontsize=8)  # fmt: skip
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))

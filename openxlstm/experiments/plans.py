@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from openxlstm.experiments.contestants import Sizes
 from openxlstm.experiments.results import fingerprint
@@ -64,6 +64,55 @@ class Plan:
         """What is trained on, and what is tested."""
         return (self.task, *self.tests.values())
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What stands in a table."""
+        return tuple(self.tests)
+
+    @property
+    def unit(self) -> str:
+        """Of all metrics."""
+        return "accuracy" if self.task.vocab_size else "squared error"
+
+    @property
+    def chance(self) -> float:
+        """Of guessing."""
+        return self.task.chance
+
+    @property
+    def volume(self) -> str:
+        """What a run has seen."""
+        return f"{self.budget.steps:,} steps of {self.budget.batch} samples"
+
+
+@runtime_checkable
+class AnyPlan(Protocol):
+    """What a grid, a verdict and a page need to know of a plan, whatever is trained in it."""
+
+    @property
+    def models(self) -> tuple[str, ...]: ...
+
+    @property
+    def rates(self) -> tuple[float, ...]: ...
+
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def chance(self) -> float: ...
+
+    @property
+    def volume(self) -> str: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
@@ -78,6 +127,7 @@ class Rule:
     """What has to hold for a claim to count as reproduced, for one model at the rate that validation chose.
 
     `seeds` of its runs reach the bound; 0: all of them. `scaled`: between chance (0) and perfection (1).
+    `below`: another model, and the bound is that the paired difference over seeds has a 95 % interval below zero.
     """
 
     model: str
@@ -86,6 +136,7 @@ class Rule:
     at_most: float | None = None
     seeds: int = 0
     scaled: bool = False
+    below: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +147,8 @@ class Experiment:
     title: str
     question: str
     claims: tuple[Claim, ...]
-    profiles: Mapping[str, Plan]
+    profiles: Mapping[str, AnyPlan]
     rules: Mapping[str, tuple[Rule, ...]]  # by profile
-    picture: str = "length"  # what is drawn: accuracy over "length", loss over "steps"
+    picture: str = "length"  # what is drawn: scores over "length", validation over "steps", loss over "positions"
+    runs_of: str = ""  # another experiment whose runs this one looks at, with other rules
+    order: tuple[str, ...] = ()  # of contestants, each compared with the one before it; without: with the first

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from openxlstm.experiments.choice import Entry, entries, verdict
+from openxlstm.experiments.choice import Entry, entries, paired, verdict
 from openxlstm.experiments.plans import PROFILES, Experiment
 from openxlstm.experiments.results import Line
+from openxlstm.tasks import intervals
 
 SOLVED = 0.95  # a seed counts as having solved a task at this accuracy
 
@@ -24,10 +25,16 @@ def page(experiments: Mapping[str, Experiment], lines: Sequence[Line], pictures:
         (name, profile): mine
         for name, experiment in experiments.items()
         for profile, plan in experiment.profiles.items()
-        if (mine := [one for one in lines if one.key[:2] == (name, profile) and one.plan == plan.fingerprint])
+        if (mine := _mine(experiment, profile, plan.fingerprint, lines))
     }
-    used = sum(map(len, found.values()))
-    return "\n".join(_page(experiments, found, len(lines) - used, pictures, command)) + "\n"
+    used = {line.key for mine in found.values() for line in mine}
+    return "\n".join(_page(experiments, found, len(lines) - len(used), pictures, command)) + "\n"
+
+
+def _mine(experiment: Experiment, profile: str, plan: str, lines: Sequence[Line]) -> list[Line]:
+    source = experiment.runs_of or experiment.name
+    mine = [line for line in lines if (line.experiment, line.profile, line.plan) == (source, profile, plan)]
+    return [line for line in mine if not experiment.order or line.model in experiment.order]
 
 
 def _page(
@@ -100,25 +107,48 @@ def _rules(experiment: Experiment, profile: str) -> Iterator[str]:
         bound = f"at least {rule.at_least}" if rule.at_least is not None else f"at most {rule.at_most}"
         seeds = f"in {rule.seeds} seeds or more" if rule.seeds else "in all seeds"
         kind = "scaled " if rule.scaled else ""
+        if rule.below is not None:
+            yield f"Rule: *{rule.metric}* of `{rule.model}` is below that of `{rule.below}`, surely (paired, 95 %)."
+            continue
         yield f"Rule: `{rule.model}` reaches {kind}*{rule.metric}* of {bound} {seeds}."
 
 
 def _table(experiment: Experiment, profile: str, found: Sequence[Entry]) -> Iterator[str]:
     plan = experiment.profiles[profile]
-    tests = list(plan.tests)
-    of_numbers = plan.task.vocab_size == 0
-    yield "| | parameters | rate | seeds | " + " | ".join(tests) + ("" if of_numbers else " | solved") + " |"
-    yield "|---" * (4 + len(tests) + (not of_numbers)) + "|"
-    for entry in found:
+    ordered = sorted(found, key=lambda entry: experiment.order.index(entry.model)) if experiment.order else found
+    exact, text = plan.unit == "accuracy", plan.unit == "bits per byte"
+    shown = [name for name in plan.metrics if any(entry.values(name) for entry in found)]
+    last = ["solved"] if exact else [f"{shown[0]}, less {'the row above' if experiment.order else 'the first'}"]
+    columns = ["", "parameters", "rate", "seeds", *shown, *(last if exact or text else [])]
+    yield "| " + " | ".join(columns) + " |"
+    yield "|---" * len(columns) + "|"
+    for index, entry in enumerate(ordered):
         rates = len({line.rate for line in entry.tried})
         cells = [
             f"{entry.label} `{entry.model}`", f"{entry.lines[0].parameters:,}", f"{entry.rate:g} of {rates}",
-            str(len(entry.lines)), *(_cell(entry, test) for test in tests),
+            str(len(entry.lines)), *(_cell(entry, test) for test in shown),
         ]  # fmt: skip
-        if not of_numbers:
-            values = entry.values(tests[-1])
+        if exact:
+            values = entry.values(shown[-1])
             cells.append(f"{sum(value >= SOLVED for value in values)} of {len(entry.lines)}")
+        elif text:
+            other = ordered[index - 1] if experiment.order else ordered[0]
+            cells.append(_difference(entry, other, shown[0]) if index else "")
         yield "| " + " | ".join(cells) + " |"
+
+
+def _difference(ours: Entry, theirs: Entry, metric: str) -> str:
+    """Paired over seeds; of one seed, over documents."""
+    found = paired(ours, theirs, metric)
+    if found is None:
+        return "–"
+    mean, interval = found
+    if interval is None:
+        (one,), (other,) = ours.lines[:1], theirs.lines[:1]
+        sizes = one.curve["document bytes"]
+        drawn = intervals.difference((other.curve["document bits"], sizes), (one.curve["document bits"], sizes))
+        return f"{drawn.value:+.3f} ({drawn.low:+.3f} to {drawn.high:+.3f}, over documents)"
+    return f"{mean:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
 
 
 def _cell(entry: Entry, metric: str) -> str:
@@ -134,7 +164,7 @@ def _provenance(experiment: Experiment, profile: str, lines: Sequence[Line]) -> 
     seconds = sum(line.wall_s for line in lines)
     machine = first.machine
     return (
-        f"{len(lines)} runs of {plan.budget.steps:,} steps of {plan.budget.batch} samples, {seconds / 60:.0f} minutes "
+        f"{len(lines)} runs of {plan.volume}, {seconds / 60:.0f} minutes "
         f"in all; {machine['device']}, {machine['threads']} thread(s) a run, torch {machine['torch']}; commit "
         f"{', '.join(commits)}; plan `{first.plan}`. `xlstm eval {experiment.name} --profile {profile}`"
     )
@@ -146,11 +176,13 @@ def _draw(experiment: Experiment, profile: str, found: Sequence[Entry], folder: 
 
     name = f"{experiment.name}-{profile}"
     plan = experiment.profiles[profile]
-    title = f"{experiment.title}, {profile}"
     under = f"xlstm eval {experiment.name} --profile {profile}   plan {plan.fingerprint}"
+    title = f"{experiment.title}, {profile}"
     if experiment.picture == "length":
-        figure = pictures.over_length(title, found, list(plan.tests), plan.task.chance, under)
+        figure = pictures.over_length(title, found, plan.metrics, plan.chance, under)
+    elif experiment.picture == "positions":
+        figure = pictures.over_positions(title, found, under)
     else:
-        figure = pictures.over_steps(title, found, plan.task.chance, under, of_numbers=plan.task.vocab_size == 0)
+        figure = pictures.over_steps(title, found, plan.unit, plan.chance, under)
     pictures.save(figure, folder / name)
     return f"{name}.png"
