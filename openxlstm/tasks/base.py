@@ -122,6 +122,26 @@ def batch(task: Task, split: str, seed: int, indices: Iterable[int]) -> Batch:
     return collate([task.sample(split, seed, index) for index in indices])
 
 
+def distinct(task: Task, split: str, seed: int, count: int) -> list[int]:
+    """The numbers of the first `count` samples that equal no earlier one: a data set without duplicates.
+
+    Raises:
+        ValueError: more than nine of ten samples are known ones: the family is smaller than `count`, or nearly.
+    """
+    seen: set[bytes] = set()
+    found: list[int] = []
+    for index in range(10 * count + 100):
+        if len(found) == count:
+            break
+        digest = hashlib.sha256(task.sample(split, seed, index).inputs.tobytes()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            found.append(index)
+    if len(found) < count:
+        raise ValueError(f"count={count}: {task.name} gave only {len(found)} distinct samples; ask for that many")
+    return found
+
+
 def answered(prompt: Sequence[int], answer: Sequence[int], pad: int = 0) -> Sample:
     """A prompt and the answer that follows it, as a model sees them that is asked for the next token.
 

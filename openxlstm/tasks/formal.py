@@ -3,7 +3,8 @@
 Beck et al. 2024, arXiv:2405.04517, App. B.1.1; levels of Chomsky's hierarchy after Delétang et al., arXiv:2207.02098.
 A sample is a prompt and an answer (`base.answered`): the answer is asked, shifted by one, while PAD (id 0) is read. All
 tokens count for the length, the answer too, as in the generators that NX-AI released for four of the tasks; with
-`counting="content"` the symbols drawn do. Lengths are uniform over those that the task can have.
+`counting="content"` the symbols drawn do. Lengths are uniform over those that the task can have. The answer of set is
+shorter the more symbols repeat: there the number of symbols is uniform, and what gets too long or short is drawn again.
 
 Where the paper is silent or its data differ:
   cycle-nav     five positions; the released default vocabulary of 10 gives six;
@@ -30,14 +31,13 @@ Draw = Callable[[np.random.Generator, int], tuple[list[int], list[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """One language. A sample with n symbols of content has `step * n + extra` tokens, the answer included.
+    """One language. A sample with n symbols of content has `step * n + extra` tokens, the answer included, exactly or,
+    if symbols that repeat shorten the answer (`repeats`), from n + 2 up to that.
 
     level: regular, context-free (deterministic), context-sensitive, counting or memory.
     words: what the ids mean; their number is the vocabulary.
     answers: among how many ids the answer is; one guess in that many is right by chance.
     draw: (random numbers, n) -> (prompt, answer).
-    shortest: the smallest n.
-    draw_all: (random numbers, number of all tokens) -> the same, where the content does not fix that number.
     """
 
     level: str
@@ -46,16 +46,15 @@ class Language:
     draw: Draw
     step: int
     extra: int
-    shortest: int = 1
-    draw_all: Draw | None = None
+    repeats: bool = False
 
     def contents(self, lengths: tuple[int, int], counting: str) -> range:
         """The sizes that a sample may have if its length is in `lengths`; empty if there are none."""
         if counting == "content":
-            return range(max(self.shortest, lengths[0]), lengths[1] + 1)
-        return range(
-            max(self.shortest, -((self.extra - lengths[0]) // self.step)), (lengths[1] - self.extra) // self.step + 1
-        )
+            return range(max(1, lengths[0]), lengths[1] + 1)
+        fewest = max(1, -((self.extra - lengths[0]) // self.step))
+        most = lengths[1] - 2 if self.repeats else (lengths[1] - self.extra) // self.step
+        return range(fewest, most + 1)
 
 
 AB = ("PAD", "a", "b")
@@ -82,7 +81,7 @@ LANGUAGES = {
     "majority": Language("counting", ("PAD", *NUMBERS[:63]), 63, strings.majority, 1, 1),
     "majority-count": Language("counting", ("PAD", *NUMBERS[:63]), 63, strings.majority_count, 1, 1),
     "repetition": Language("memory", ("PAD", *DIGITS, "ACT"), 10, strings.repetition, 2, 1),
-    "set": Language("memory", ("PAD", *NUMBERS, "ACT"), 126, strings.set_of, 1, 2, 1, strings.set_in_all),
+    "set": Language("memory", ("PAD", *NUMBERS, "ACT"), 126, strings.set_of, 2, 1, repeats=True),
 }
 
 
@@ -91,7 +90,7 @@ class Formal:
     """Samples of one formal language.
 
     name: which, a key of LANGUAGES.
-    lengths: the shortest and the longest sample, inclusive; each length that the language has is equally likely.
+    lengths: the shortest and the longest sample, inclusive.
     counting: what counts for the length: "all" tokens, or the "content", the symbols that were drawn: bits, moves,
         digits (mod-arithmetic), tokens of the expression (brackets, equation), symbols that are ever on the stack, x.
 
@@ -143,10 +142,11 @@ class Formal:
         random = generator(self.name, split, seed, index)
         language = self.language
         sizes = language.contents(self.lengths, self.counting)
-        n = int(random.integers(sizes.start, sizes.stop))
-        if language.draw_all is not None and self.counting == "all":
-            return answered(*language.draw_all(random, language.step * n + language.extra))
-        return answered(*language.draw(random, n))
+        while True:
+            prompt, answer = language.draw(random, int(random.integers(sizes.start, sizes.stop)))
+            fits = self.lengths[0] <= len(prompt) + len(answer) <= self.lengths[1]
+            if fits or not language.repeats or self.counting == "content":
+                return answered(prompt, answer)
 
     def show(self, sample: Sample) -> str:
         """The sample in words, `prompt -> answer`."""

@@ -110,25 +110,3 @@ def set_of(random: np.random.Generator, n: int) -> Drawn:
     """Each symbol once, in the order in which they occur first."""
     symbols = random.integers(1, SET_ACT, n).tolist()
     return [*symbols, SET_ACT], list(dict.fromkeys(symbols))
-
-
-def set_in_all(random: np.random.Generator, tokens: int) -> Drawn:
-    """As set_of, with so many symbols that prompt and answer have `tokens` together.
-
-    A new symbol costs two tokens, a known one one; where one token is left the last symbol is a known one.
-    """
-    drawn: list[int] = []
-    first: dict[int, None] = {}
-    left = tokens - 1  # ACT
-    for symbol in random.integers(1, SET_ACT, left).tolist():
-        if symbol in first:
-            left -= 1
-        elif left == 1:
-            symbol, left = list(first)[int(random.integers(len(first)))], 0
-        else:
-            left -= 2
-            first[symbol] = None
-        drawn.append(symbol)
-        if left == 0:
-            break
-    return [*drawn, SET_ACT], list(first)

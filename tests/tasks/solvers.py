@@ -238,3 +238,39 @@ def nearest_neighbour(inputs):
         distances = [np.hypot(*(inputs[seen, :2].astype(float) - query)) for seen in range(1, step + 1)]
         answers.append(inputs[1 + int(np.argmin(distances)), 2])
     return answers
+
+
+# nested lists --------------------------------------------------------------------------------------------------------
+
+
+def listops(tokens):
+    """From the end: a bracket opens a heap, an operator empties it. Operators are 3 to 6, ] is 7, digits 8 to 17."""
+    stack = []
+    for token in reversed(until_pad(tokens)):
+        if token >= 8:
+            stack.append(token - 8)
+        elif token == 7:
+            stack.append("]")
+        else:
+            values = []
+            while stack[-1] != "]":
+                values.append(stack.pop())
+            stack.pop()
+            assert len(values) >= 2
+            stack.append({3: np.min, 4: np.max, 5: np.median, 6: lambda v: np.sum(v) % 10}[token](values).astype(int))
+    (value,) = stack
+    return [8 + int(value)]
+
+
+def listops_depth(tokens):
+    """The longest chain of brackets, by taking the innermost away until none is left."""
+    text = "".join("(" if 3 <= token <= 6 else ")" if token == 7 else "" for token in tokens)
+    levels = 1
+    while text:
+        levels, text = levels + 1, strip(text)
+    return levels
+
+
+def strip(text):
+    """Without its leaves: `()` where nothing is inside."""
+    return text.replace("()", "")

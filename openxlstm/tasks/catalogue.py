@@ -1,0 +1,18 @@
+"""The synthetic tasks by name: what `xlstm eval` and its recipes can ask for. A dict, to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from openxlstm.tasks.base import Task
+from openxlstm.tasks.formal import FORMAL
+from openxlstm.tasks.listops import ListOps
+from openxlstm.tasks.mqar import MQAR
+from openxlstm.tasks.nns import NearestNeighbour
+
+TASKS: dict[str, Callable[..., Task]] = {
+    **FORMAL,
+    "mqar": MQAR,
+    "nns": NearestNeighbour,
+    "listops": ListOps,
+}
