@@ -90,12 +90,16 @@ def _profiles(experiments: Sequence[Experiment]) -> list[str]:
 def _show(experiment: Experiment, profile: str, lines: Sequence[Line], said: str) -> None:
     tests = experiment.profiles[profile].metrics
     rows = [
-        (entry.label, entry.model, f"{entry.lines[0].parameters:,}", f"{entry.rate:g}", len(entry.lines),
+        (entry.label, entry.model, *(("", "", "") if entry.is_floor else _facts(entry)),
          *(_number(entry, test) for test in tests))
         for entry in choice.entries(lines)
     ]  # fmt: skip
     columns = ("", "model", "parameters", "rate", "seeds", *tests)
     show_table(f"{experiment.title}, {profile}: {said}", columns, rows, numbers=range(2, len(columns)))
+
+
+def _facts(entry: choice.Entry) -> tuple[object, ...]:
+    return f"{entry.lines[0].parameters:,}", f"{entry.rate:g}", len(entry.lines)
 
 
 def _models(lines: Sequence[Line]) -> dict[str, dict[str, object]]:

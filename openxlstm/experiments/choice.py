@@ -11,6 +11,7 @@ from openxlstm.experiments.plans import Experiment, Rule
 from openxlstm.experiments.results import Line
 from openxlstm.tasks.base import scaled
 
+FLOOR = "floor"  # the contestant of a synthetic task that is a rule and learns nothing
 VERDICTS = ("reproduced", "partly", "not", "not attempted")
 
 
@@ -23,6 +24,11 @@ class Entry:
     rate: float
     lines: tuple[Line, ...]
     tried: tuple[Line, ...]
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether it is no model, but a rule."""
+        return self.model == FLOOR
 
     def values(self, metric: str) -> list[float]:
         """One per run that finished."""

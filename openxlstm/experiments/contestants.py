@@ -1,8 +1,8 @@
 """The models that compete, by name: patterns of xLSTM blocks ("ss", "mmmsmmmm"), and others by their family.
 
 The first contestant of a plan has the published proportions. The others get its number of parameters, embedding and
-head apart, within 2 %: by the inner width of their blocks; LSTMs, whose recurrent matrices are square, by their width; a
-Mamba-2, whose inner width is twice its width by definition, by the size of its state.
+head apart, within 2 %: by the inner width of their blocks; LSTMs, whose recurrent matrices are square, by their width;
+a Mamba-2, whose inner width is twice its width by definition, by the size of its state.
 """
 
 from __future__ import annotations

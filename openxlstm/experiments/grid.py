@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from openxlstm.experiments import contestants, language, results, solve
+from openxlstm.experiments.choice import FLOOR
 from openxlstm.experiments.language import TextPlan
 from openxlstm.experiments.plans import AnyPlan, Experiment, Plan
 from openxlstm.experiments.results import Line, Metric
-from openxlstm.tasks import intervals, matching
+from openxlstm.tasks import floors, intervals, matching
 from openxlstm.train.guard import StoppedError
 from openxlstm.train.machine import describe
 
@@ -49,10 +50,12 @@ class Run:
 
 
 def runs(experiment: Experiment, profile: str, models: Sequence[str] = ()) -> list[Run]:
-    """The whole grid: seed by seed, so that an interrupted one has compared all models with the first seeds."""
+    """The whole grid, and what needs no learning; seed by seed, so one that is interrupted has compared all models."""
     plan = experiment.profiles[profile]
-    return [
-        Run(experiment.runs_of or experiment.name, profile, plan, model, rate, seed)
+    name = experiment.runs_of or experiment.name
+    floor = [Run(name, profile, plan, FLOOR, 0.0, 0)] if isinstance(plan, Plan) else []
+    return floor + [
+        Run(name, profile, plan, model, rate, seed)
         for seed in plan.seeds
         for model in (models or plan.models)
         for rate in plan.rates
@@ -100,17 +103,26 @@ def once(run: Run, work: Path) -> Line:
         found = _text(run, run.plan, work)
     else:
         assert isinstance(run.plan, Plan), "there are these two kinds"
-        found = _task(run, run.plan)
+        found = _floor(run.plan) if run.model == FLOOR else _task(run, run.plan)
     return Line(
-        experiment=run.experiment, profile=run.profile, model=run.model, label=contestants.find(run.model).label,
-        rate=run.rate, seed=run.seed, plan=run.plan.fingerprint, wall_s=round(time.monotonic() - began, 1),
+        experiment=run.experiment, profile=run.profile, model=run.model, rate=run.rate, seed=run.seed,
+        plan=run.plan.fingerprint, wall_s=round(time.monotonic() - began, 1),
         machine=describe(_device()), git=results.commit(), date=datetime.now(UTC).strftime("%Y-%m-%d"), **found,
     )  # fmt: skip
 
 
+def _floor(plan: Plan) -> dict[str, Any]:
+    """Of the best rule that does not do the task: what a model has to exceed before it has learned anything."""
+    found = {name: floors.floor(task, "test", 0, plan.test)[0] for name, task in plan.tests.items()}
+    return {
+        "label": next(iter(found.values())).rule, "parameters": 0, "choice": 0.0, "steps": 0, "tokens": 0,
+        "metrics": {name: Metric(one.score, plan.test) for name, one in found.items()},
+    }  # fmt: skip
+
+
 def _task(run: Run, plan: Plan) -> dict[str, Any]:
     """Of a synthetic task."""
-    model, _, size = contestants.enter(run.model, plan.sizes, plan.models[0], run.seed)
+    model, label, size = contestants.enter(run.model, plan.sizes, plan.models[0], run.seed)
     model = model.to(_device())
     chosen_by = plan.tests[plan.chosen_by]
     metrics: dict[str, Metric] = {}
@@ -132,7 +144,7 @@ def _task(run: Run, plan: Plan) -> dict[str, Any]:
             for upper, (right, asked) in sorted(tally.by_length.items()) if len(tally.by_length) > 1 else ():
                 metrics[f"{name}, to {upper}"] = Metric(right / asked, asked, intervals.wilson(right, asked))
     return {
-        "parameters": size, "metrics": metrics, "choice": choice, "curve": trained.curve,
+        "label": label, "parameters": size, "metrics": metrics, "choice": choice, "curve": trained.curve,
         "steps": plan.budget.steps, "tokens": trained.tokens, "skipped": skipped,
     }  # fmt: skip
 
@@ -141,7 +153,7 @@ def _text(run: Run, plan: TextPlan, work: Path) -> dict[str, Any]:
     """Of a language model."""
     folder = work / f"{run.experiment}-{run.profile}-{plan.fingerprint}" / f"{run.model}-{run.rate:g}-{run.seed}"
     size = matching.non_embedding_parameters(contestants.config(run.model, plan.sizes, plan.models[0]))
-    found = {"parameters": size, "steps": plan.steps}
+    found = {"label": contestants.find(run.model).label, "parameters": size, "steps": plan.steps}
     try:
         return found | language.run(plan, run.model, run.rate, run.seed, folder)
     except StoppedError as error:

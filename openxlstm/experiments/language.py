@@ -9,7 +9,7 @@ What is measured, all in bits per byte on documents of the test split that train
                    attention model has none, and the wrappers of Mamba-2 and RWKV-4 read everything again.)
     positions      loss by position in windows of `tested_to` tokens, from an empty state, in buckets of powers of two;
                    the same documents, those that are as long (arXiv:2405.04517, Fig. 7)
-    rise           the largest bucket beyond the trained context, less the last bucket within it
+    largest rise   the largest of the buckets beyond the trained context, less the last bucket within it
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from openxlstm.train.recipe import architecture
 from openxlstm.train.report import SUMMARY
 from openxlstm.train.run import read_recipe
 
-WINDOWS, STATEFUL, RISE = "windows", "stateful", "rise"
+WINDOWS, STATEFUL, RISE = "windows", "stateful", "largest rise"
 REREAD = ("llama", "mamba2", "rwkv4")  # contestants that carry no state here
 AT_ONCE = 16_384  # tokens in a forward pass of a test
 
@@ -169,7 +169,6 @@ def measure(
     model: Any, documents: Sequence[Sequence[int]], plan: TextPlan, end: int, *, carries: bool
 ) -> tuple[dict[str, Metric], list[float]]:
     """All metrics of a model, and the bits of every document in windows. A byte is a token here."""
-    total = sum(map(len, documents))
     sizes = [float(len(one)) for one in documents]
     nats = [0.0] * len(documents)
     rows = [
@@ -181,18 +180,21 @@ def measure(
         for (index, _, scored), found in zip(some, scoring.token_nats(model, [row for _, row, _ in some]), strict=True):
             nats[index] += float(found[-scored:].sum())
     bits = [one / math.log(2) for one in nats]
-    found = intervals.ratio(bits, sizes)
-    metrics = {WINDOWS: Metric(found.value, total, (found.low, found.high))}
+    metrics = {WINDOWS: _metric(bits, sizes)}
     if carries:
         carried = [float(scoring.token_nats(model, [[end, *one]])[0].sum()) / math.log(2) for one in documents]
-        found = intervals.ratio(carried, sizes)
-        metrics[STATEFUL] = Metric(found.value, total, (found.low, found.high))
+        metrics[STATEFUL] = _metric(carried, sizes)
     buckets = _positions(model, documents, plan.tested_to, end)
     metrics |= {f"positions, to {upper}": metric for upper, metric in buckets.items()}
     if plan.context in buckets and max(buckets) > plan.context:
         beyond = max(metric.value for upper, metric in buckets.items() if upper > plan.context)
         metrics[RISE] = Metric(beyond - buckets[plan.context].value, buckets[plan.context].n)
     return metrics, bits
+
+
+def _metric(bits: Sequence[float], sizes: Sequence[float]) -> Metric:
+    found = intervals.ratio(bits, sizes)
+    return Metric(found.value, int(sum(sizes)), (found.low, found.high))
 
 
 def _positions(model: Any, documents: Sequence[Sequence[int]], longest: int, end: int) -> dict[int, Metric]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from openxlstm.experiments.choice import Entry, entries, paired, verdict
+from openxlstm.experiments.choice import FLOOR, Entry, entries, paired, verdict
 from openxlstm.experiments.plans import PROFILES, Experiment
 from openxlstm.experiments.results import Line
 from openxlstm.tasks import intervals
@@ -123,6 +123,10 @@ def _table(experiment: Experiment, profile: str, found: Sequence[Entry]) -> Iter
     yield "| " + " | ".join(columns) + " |"
     yield "|---" * len(columns) + "|"
     for index, entry in enumerate(ordered):
+        if entry.is_floor:
+            cells = [f"*no model: {entry.label}*", "", "", "", *(_cell(entry, test) for test in shown), ""]
+            yield "| " + " | ".join(cells[: len(columns)]) + " |"
+            continue
         rates = len({line.rate for line in entry.tried})
         cells = [
             f"{entry.label} `{entry.model}`", f"{entry.lines[0].parameters:,}", f"{entry.rate:g} of {rates}",
@@ -159,7 +163,10 @@ def _cell(entry: Entry, metric: str) -> str:
 
 
 def _provenance(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
-    plan, first = experiment.profiles[profile], lines[0]
+    plan, lines = experiment.profiles[profile], [line for line in lines if line.model != FLOOR]
+    if not lines:
+        return "No model has been run."
+    first = lines[0]
     commits = sorted({line.git or "no checkout" for line in lines})
     seconds = sum(line.wall_s for line in lines)
     machine = first.machine
@@ -174,6 +181,7 @@ def _draw(experiment: Experiment, profile: str, found: Sequence[Entry], folder: 
     """Draw and name the picture. Matplotlib is needed here and only here."""
     from openxlstm.experiments import pictures
 
+    found = [entry for entry in found if not entry.is_floor]
     name = f"{experiment.name}-{profile}"
     plan = experiment.profiles[profile]
     under = f"xlstm eval {experiment.name} --profile {profile}   plan {plan.fingerprint}"
