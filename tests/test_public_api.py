@@ -56,7 +56,8 @@ OPTIONS = {
         "--stop", "--seed", "--json", "--help",
     },
     "eval": {
-        "path", "--tasks", "--include-path", "--limit", "--num-fewshot", "--batch-size", "--rolling", "--window",
+        "path", "--tasks", "--perplexity", "--choice", "--extrapolate", "--train-length", "--factors", "--seen",
+        "--rows", "--against", "--include-path", "--limit", "--num-fewshot", "--batch-size", "--rolling", "--window",
         "--bos", "--device", "--dtype", "--out", "--json", "--help",
     },
     "export": {"run", "target", "--to", "--ema", "--step", "--json", "--help"},

@@ -130,3 +130,7 @@ class Compared(ABC, nn.Module):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the files of transformers: its Auto classes read them."""
         self.network.save_pretrained(folder)
+
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """The weights that `save` wrote."""
+        self.network = type(self.network).from_pretrained(folder)
