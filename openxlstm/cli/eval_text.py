@@ -264,6 +264,9 @@ def interval(found: Interval) -> dict[str, Any]:
 
 
 def _show_difference(what: str, found: Mapping[str, Any]) -> None:
+    if found["low"] is None:
+        click.echo(f"{what}: {found['value']:+.4f}; one document has no interval")
+        return
     verdict = "" if found["excludes_zero"] else "; no difference seen"
     click.echo(f"{what}: {found['value']:+.4f}, 95 % from {found['low']:+.4f} to {found['high']:+.4f}{verdict}")
 
@@ -271,7 +274,8 @@ def _show_difference(what: str, found: Mapping[str, Any]) -> None:
 def _line(one: Mapping[str, Any]) -> tuple[Any, ...]:
     w, s = one["windows"], one["stateful"]
     return (
-        one["documents"], one["tokens"], f"{w['perplexity']:.3f}", f"{w['low']:.3f}", f"{w['high']:.3f}",
+        one["documents"], one["tokens"], f"{w['perplexity']:.3f}",
+        "-" if w["low"] is None else f"{w['low']:.3f}", "-" if w["high"] is None else f"{w['high']:.3f}",
         f"{w['bits_per_byte']:.4f}", f"{s['perplexity']:.3f}", f"{s['bits_per_byte']:.4f}",
     )  # fmt: skip
 

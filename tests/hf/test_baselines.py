@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 from openxlstm.hf.baselines import Llama, LlamaConfig
 from openxlstm.hf.recurrent_baselines import RWKV4, Mamba2, Mamba2Config, RWKV4Config
 from openxlstm.models.accounting import count_parameters, flops_per_token
+from openxlstm.tasks.scoring import token_nats
 from openxlstm.train.recipe import COMPARED, architecture
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -91,6 +92,25 @@ def test_where_nothing_exists_nothing_is_said(model: Any) -> None:
     logits, _ = model(torch.full((2, 5), 7), mask=torch.zeros(2, 5, dtype=torch.bool))
     assert torch.isfinite(logits).all()
     assert model(torch.zeros(2, 0, dtype=torch.long))[0].shape == (2, 0, 31)
+
+
+def test_the_scorer_takes_it(model: Any, name: str) -> None:
+    """Rows of different lengths, piece by piece, with the state between the pieces."""
+    rows = [list(range(n)) for n in (2, 9, 5)]
+    for row, nats in zip(rows, token_nats(model, rows, chunk=4), strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([row]))[0][0].log_softmax(-1)
+        want = -logprobs[range(len(row) - 1), row[1:]].double()
+        torch.testing.assert_close(torch.tensor(nats), want, rtol=0, atol=CLOSE[name])
+
+
+def test_it_trains_under_autocast(model: Any) -> None:
+    model.float().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = model(torch.randint(31, (2, 9)))
+    assert logits.dtype == torch.float32
+    logits.square().mean().backward()
+    assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in model.parameters())
 
 
 def test_it_is_causal(model: Any) -> None:
