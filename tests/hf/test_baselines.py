@@ -124,12 +124,20 @@ def test_it_is_causal(model: Any) -> None:
 
 def test_recomputed_activations_give_the_same_gradients(model: Any, name: str) -> None:
     tokens = torch.randint(31, (2, 9))
+    reads = [0, 0]
+    for index, layer in enumerate(model.layers()):
+        norm = next(layer.children())
+        norm.register_forward_pre_hook(lambda *_, index=index: reads.__setitem__(index, reads[index] + 1))
     model.train()
     plain = torch.autograd.grad(model(tokens)[0].square().mean(), list(model.parameters()))
-    model.checkpoint_every = 1
-    again = torch.autograd.grad(model(tokens)[0].square().mean(), list(model.parameters()))
-    for got, want in zip(again, plain, strict=True):
-        torch.testing.assert_close(got, want, rtol=CLOSE[name], atol=CLOSE[name])
+    for every, times in ((1, [2, 2]), (2, [2, 1]), (0, [1, 1])):
+        reads[:] = 0, 0
+        model.checkpoint_every = every
+        assert model.checkpoint_every == every
+        again = torch.autograd.grad(model(tokens)[0].square().mean(), list(model.parameters()))
+        assert reads == times
+        for got, want in zip(again, plain, strict=True):
+            torch.testing.assert_close(got, want, rtol=CLOSE[name], atol=CLOSE[name])
 
 
 def test_evaluation_leaves_the_weights_alone(model: Any) -> None:
