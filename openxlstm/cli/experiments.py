@@ -1,4 +1,4 @@
-"""What `xlstm eval` does when it is given an experiment: run a profile of it, list them all, write the report."""
+"""`xlstm eval EXPERIMENT`, `xlstm eval list` and `xlstm eval report`: the experiments of the papers."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import click
 import torch
 
 from openxlstm.cli.common import show_json, show_table
-from openxlstm.experiments import choice, grid, results
+from openxlstm.experiments import choice, contestants, grid, results
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.plans import PROFILES, Experiment
 from openxlstm.experiments.results import Line
 from openxlstm.models.checks import did_you_mean
 
-WORDS = ("all", "list", "report")
 RESULTS = Path("runs/eval/results.jsonl")
+ALL = "all"
 
 
 def is_experiment(word: str) -> bool:
-    """Whether the first word after `xlstm eval` is one of ours, and not the path of a model."""
-    return word in WORDS or word in EXPERIMENTS
+    """Whether the word is an experiment and no path of a model."""
+    return word == ALL or word in EXPERIMENTS
 
 
 def refuse(word: str) -> str:
     """What to say of a word that is neither an experiment nor a path."""
-    return f"{word!r} is neither a model nor an experiment{did_you_mean(word, [*EXPERIMENTS, *WORDS])}; xlstm eval list"
+    near = did_you_mean(word, [*EXPERIMENTS, ALL, "list", "report"])
+    return f"{word!r} is neither a file or folder nor an experiment{near or '; see xlstm eval list'}"
 
 
-def show_list() -> None:
-    """Every experiment, and how many runs each profile has."""
+@click.command("list", short_help="The experiments, and the runs of their profiles.")
+def list_() -> None:
+    """Show every experiment, what it asks, and of how many runs each of its profiles is made."""
     rows = [
         (name, *(len(grid.runs(one, profile)) if profile in one.profiles else "" for profile in PROFILES), one.title)
         for name, one in EXPERIMENTS.items()
@@ -38,24 +40,37 @@ def show_list() -> None:
     show_table("Experiments, and the runs of their profiles", ("experiment", *PROFILES, ""), rows, numbers=(1, 2, 3, 4))
 
 
-def run(word: str, profile: str | None, models: Sequence[str], file: Path, jobs: int | None, as_json: bool) -> None:
-    """Run what is missing of an experiment, or of all that have the profile, and show what came out.
+@click.command(short_help="Rerun an experiment of the papers. `xlstm eval EXPERIMENT`")
+@click.argument("name")
+@click.option("--profile", type=click.Choice(PROFILES), required=True,
+              help="How much: smoke, a minute; cpu, two cores for an hour; gpu; paper, as published.")  # fmt: skip
+@click.option("--models", help="Only these contestants, with commas between them.")
+@click.option("--results", "file", type=click.Path(path_type=Path, dir_okay=False), default=RESULTS, show_default=True,
+              help="The file that runs are appended to; what is in it is not run again.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs side by side.  [default: one per core; on a GPU 1]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; what happens goes to the error output.")
+def experiment(name: str, profile: str, models: str | None, file: Path, jobs: int | None, as_json: bool) -> None:
+    """Run what is missing of the experiment NAME (`all`: of all that have the profile), and show what came out.
 
-    Raises:
-        ValueError: no profile was named, or the experiment has not got it.
+    \b
+      xlstm eval parity --profile smoke
+      xlstm eval mqar-64-4 --profile cpu --models mm,llama --results results.jsonl
     """
-    chosen = list(EXPERIMENTS.values()) if word == "all" else [EXPERIMENTS[word]]
-    if profile is None:
-        raise ValueError(f"{word}: say how much with --profile, one of {', '.join(_profiles(chosen))}")
+    if not is_experiment(name):
+        raise ValueError(refuse(name))
+    chosen = list(EXPERIMENTS.values()) if name == ALL else [EXPERIMENTS[name]]
     having = [one for one in chosen if profile in one.profiles]
     if not having:
-        raise ValueError(f"{word} has no profile {profile!r}; it has {', '.join(_profiles(chosen))}")
+        raise ValueError(f"{name} has no profile {profile!r}; it has {', '.join(_profiles(chosen))}")
+    only = [one for one in (models or "").split(",") if one]
+    for one in only:
+        contestants.find(one)
     jobs = jobs or (1 if torch.cuda.is_available() else torch.get_num_threads())
     answer = {}
     for one in having:
         click.echo(f"{one.name}: {one.title}, {profile}", err=as_json)
         lines = grid.go(
-            grid.runs(one, profile, models), file, jobs=jobs, show=lambda said: click.echo(f"  {said}", err=as_json)
+            grid.runs(one, profile, only), file, jobs=jobs, show=lambda said: click.echo(f"  {said}", err=as_json)
         )
         said = choice.verdict(one, profile, lines)
         answer[one.name] = {"verdict": said, "results": str(file), "models": _models(lines)}
@@ -65,19 +80,20 @@ def run(word: str, profile: str | None, models: Sequence[str], file: Path, jobs:
         show_json(answer)
 
 
-def report(files: Sequence[Path], write: Path) -> None:
-    """Write the page of these files of lines.
-
-    Raises:
-        ValueError: there are no lines in them.
-    """
+@click.command(short_help="Write a page of results: tables, pictures, verdicts.")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), default=Path("reproduction.md"),
+              show_default=True, help="The page; its pictures go into images/ beside it.")  # fmt: skip
+def report(files: tuple[Path, ...], write: Path) -> None:
+    """Write a page of the results in FILES (default: runs/eval/results.jsonl): per experiment what is published, a
+    table, a picture, and a verdict by rule."""
     from openxlstm.experiments import report as pages
 
-    files = files or [RESULTS]
-    lines = results.read(files)
+    chosen = list(files) or [RESULTS]
+    lines = results.read(chosen)
     if not lines:
-        raise ValueError(f"no results in {', '.join(map(str, files))}; xlstm eval parity --profile smoke makes some")
-    command = f"xlstm eval report {' '.join(map(str, files))} --write {write}"
+        raise ValueError(f"no results in {', '.join(map(str, chosen))}; xlstm eval parity --profile smoke makes some")
+    command = f"xlstm eval report {' '.join(map(str, chosen))} --write {write}"
     write.parent.mkdir(parents=True, exist_ok=True)
     write.write_text(pages.page(EXPERIMENTS, lines, write.parent / "images", command), encoding="utf-8")
     click.echo(f"{len(lines)} runs: {write}")

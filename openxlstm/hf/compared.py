@@ -43,8 +43,8 @@ class Compared(ABC, nn.Module):
     def __init__(self, config: Any, network: Any) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_every = 0
         self.network = network
+        self._checkpoint_every = 0
 
     @abstractmethod
     def read(self, history: History) -> Float[Tensor, "B S D"]:
@@ -59,6 +59,19 @@ class Compared(ABC, nn.Module):
 
     def _head(self) -> nn.Linear:
         return self.network.get_output_embeddings()
+
+    @property
+    def checkpoint_every(self) -> int:
+        """n > 0: recompute every n-th block's activations in the backward pass. About the run, not the model."""
+        return self._checkpoint_every
+
+    @checkpoint_every.setter
+    def checkpoint_every(self, every: int) -> None:
+        self._checkpoint_every = every
+        if every:
+            self.network.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
+        else:
+            self.network.activation_checkpointing_disable()
 
     def empty_state(self, batch: int) -> ModelState:
         """Nothing read yet, for `batch` sequences."""
@@ -83,8 +96,6 @@ class Compared(ABC, nn.Module):
             assert isinstance(before, History), "the state of another architecture"
             pairs = zip(before.tensors(), history.tensors(), strict=True)
             history = History(*(torch.cat(pair, dim=1) for pair in pairs))
-        if self.checkpoint_every and self.training:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})
         S = history.tokens.shape[1]
         if not S:  # the networks do not read nothing
             return self._embedding()(history.tokens), ModelState((history,))
@@ -130,3 +141,7 @@ class Compared(ABC, nn.Module):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the files of transformers: its Auto classes read them."""
         self.network.save_pretrained(folder)
+
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """The weights that `save` wrote."""
+        self.network = type(self.network).from_pretrained(folder)

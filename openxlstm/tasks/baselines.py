@@ -379,7 +379,7 @@ class LSTM(nn.Module):
         ]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors, which `load` reads."""
+        """Write config.json, and model.safetensors, which `restore` reads."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         name = next(name for name, kind in NAMES.items() if isinstance(self.config, kind))
@@ -387,22 +387,9 @@ class LSTM(nn.Module):
         (path / "config.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         save_file({key: value.contiguous() for key, value in self.state_dict().items()}, path / "model.safetensors")
 
-
-def load(folder: str | os.PathLike[str]) -> LSTM:
-    """The model that `LSTM.save` wrote, in evaluation mode.
-
-    Raises:
-        ValueError: the folder holds another kind of model.
-    """
-    path = Path(folder)
-    said = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    kind = said.pop("model_type", None)
-    known = {f"openxlstm_{name}": cls for name, cls in NAMES.items()}
-    if kind not in known:
-        raise ValueError(f"{path} holds a model of type {kind!r}, and this reads {', '.join(known)}")
-    model = LSTM(known[kind].from_dict(said))  # type: ignore[attr-defined]
-    model.load_state_dict(load_file(path / "model.safetensors"))
-    return model.eval()
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """The weights that `save` wrote."""
+        self.load_state_dict(load_file(Path(folder) / "model.safetensors"))
 
 
 def _after(documents: Documents, before: State, final: State) -> State:

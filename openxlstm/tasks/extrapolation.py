@@ -88,7 +88,7 @@ def measure(
             progress(done, read)
     if not kept.rows:
         raise ValueError(
-            f"no document has the {lengths[-1]} tokens that {factors[-1]} times the trained length asks for; the "
+            f"no document has the {lengths[-1]} tokens that {max(factors)} times the trained length asks for; the "
             f"longest has {longest}: give longer documents, or smaller factors"
         )
     return short

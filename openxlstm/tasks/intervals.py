@@ -22,23 +22,23 @@ Numbers = Sequence[float] | Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number and what 95 of 100 draws of the documents give."""
+    """A number and what 95 of 100 draws of the documents give; of a single document nothing, it is every draw."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     @property
     def excludes_zero(self) -> bool:
         """What "better" needs, of a difference."""
-        return self.low > 0 or self.high < 0
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def ratio(above: Numbers, below: Numbers, *, log: bool = False, draws: int = DRAWS, seed: int = 0) -> Interval:
     """sum(above) / sum(below) over documents; with `log` the exp of it: nats and tokens give a perplexity."""
     up, down = _checked(above, below)
     total_up, total_down = _sums(np.stack((up, down)), draws, seed)
-    return _interval(float(up.sum() / down.sum()), _ratios(total_up, total_down), log)
+    return _interval(float(up.sum() / down.sum()), _ratios(total_up, total_down), len(up), log)
 
 
 def difference(
@@ -61,7 +61,7 @@ def difference(
     value_one, value_other = float(a.sum() / b.sum()), float(c.sum() / d.sum())
     if log:
         one, other, value_one, value_other = np.exp(one), np.exp(other), math.exp(value_one), math.exp(value_other)
-    return _interval(value_other - value_one, other - one, False)
+    return _interval(value_other - value_one, other - one, len(a), False)
 
 
 def accuracy_error(correct: int, count: int) -> float:
@@ -132,8 +132,8 @@ def _ratios(up: Float64[np.ndarray, "draws"], down: Float64[np.ndarray, "draws"]
     return np.divide(up, down, out=np.full(len(up), np.nan), where=down > 0)
 
 
-def _interval(value: float, values: Float64[np.ndarray, "draws"], log: bool) -> Interval:
+def _interval(value: float, values: Float64[np.ndarray, "draws"], documents: int, log: bool) -> Interval:
     low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     if log:
         value, low, high = (math.exp(min(x, 700.0)) for x in (value, low, high))
-    return Interval(value, low, high)
+    return Interval(value, low, high) if documents > 1 else Interval(value, None, None)

@@ -61,11 +61,11 @@ def read_texts(path: Path) -> Iterator[Text]:
     for index, (where, record) in enumerate(json_lines(path)):
         if "text" not in record:
             raise ValueError(f"{where} has no 'text'; its keys are {', '.join(record) or 'none'}")
-        source = record.get("source") or path.name.split(".")[0]
-        one = Text(index, record["text"], source, record.get("domain") or source)
         for name in ("text", "source", "domain"):
-            if not isinstance(value := getattr(one, name), str):
+            if not isinstance(value := record.get(name) or "", str):
                 raise ValueError(f"{where}: {name!r} is a {type(value).__name__}, not a text")
+        source = record.get("source") or path.name.split(".")[0]
+        one = Text(index, record["text"] or "", source, record.get("domain") or source)
         if one.text:
             found = True
             yield one
@@ -252,10 +252,10 @@ def _nats(
 
 def _by_frequency(
     ids: Int64[np.ndarray, "n"], nats: np.ndarray, counts: Int64[np.ndarray, "W"]
-) -> dict[str, list[float]]:
+) -> dict[str, tuple[int, float]]:
     edges = np.array([bucket(int(count)) for count in counts[ids]])
     return {
-        str(edge): [int((edges == edge).sum()), float(nats[edges == edge].sum())] for edge in np.unique(edges).tolist()
+        str(edge): (int((edges == edge).sum()), float(nats[edges == edge].sum())) for edge in np.unique(edges).tolist()
     }
 
 

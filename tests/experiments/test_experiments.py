@@ -194,16 +194,17 @@ def test_a_grid_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: py
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(run.key)
-        return line(model=run.model, seed=run.seed)
+        return line(model=run.model, seed=run.seed, rate=run.rate)
 
     monkeypatch.setattr(grid, "once", make)
     wanted = grid.runs(EXPERIMENT, "smoke")
+    assert [run.model for run in wanted] == ["floor", "ss", "mm", "ss", "mm"]
     with pytest.raises(KeyboardInterrupt):
         grid.go(wanted, file, jobs=1, show=lambda said: None)
     assert len(results.read([file])) == 2
-    monkeypatch.setattr(grid, "once", lambda run, work: line(model=run.model, seed=run.seed))
+    monkeypatch.setattr(grid, "once", lambda run, work: line(model=run.model, seed=run.seed, rate=run.rate))
     assert {found.key for found in grid.go(wanted, file, jobs=1, show=lambda said: None)} == {one.key for one in wanted}
-    assert len(file.read_text().splitlines()) == 4
+    assert len(file.read_text().splitlines()) == 5
 
 
 def test_a_line_survives_a_cut_and_its_newest_version_counts(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 from openxlstm.hf.baselines import Llama, LlamaConfig
 from openxlstm.hf.recurrent_baselines import RWKV4, Mamba2, Mamba2Config, RWKV4Config
 from openxlstm.models.accounting import count_parameters, flops_per_token
+from openxlstm.tasks.scoring import token_nats
 from openxlstm.train.recipe import COMPARED, architecture
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -93,6 +94,25 @@ def test_where_nothing_exists_nothing_is_said(model: Any) -> None:
     assert model(torch.zeros(2, 0, dtype=torch.long))[0].shape == (2, 0, 31)
 
 
+def test_the_scorer_takes_it(model: Any, name: str) -> None:
+    """Rows of different lengths, piece by piece, with the state between the pieces."""
+    rows = [list(range(n)) for n in (2, 9, 5)]
+    for row, nats in zip(rows, token_nats(model, rows, chunk=4), strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([row]))[0][0].log_softmax(-1)
+        want = -logprobs[range(len(row) - 1), row[1:]].double()
+        torch.testing.assert_close(torch.tensor(nats), want, rtol=0, atol=CLOSE[name])
+
+
+def test_it_trains_under_autocast(model: Any) -> None:
+    model.float().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = model(torch.randint(31, (2, 9)))
+    assert logits.dtype == torch.float32
+    logits.square().mean().backward()
+    assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in model.parameters())
+
+
 def test_it_is_causal(model: Any) -> None:
     tokens = torch.randint(31, (1, 12))
     changed = tokens.clone()
@@ -104,12 +124,20 @@ def test_it_is_causal(model: Any) -> None:
 
 def test_recomputed_activations_give_the_same_gradients(model: Any, name: str) -> None:
     tokens = torch.randint(31, (2, 9))
+    reads = [0, 0]
+    for index, layer in enumerate(model.layers()):
+        norm = next(layer.children())
+        norm.register_forward_pre_hook(lambda *_, index=index: reads.__setitem__(index, reads[index] + 1))
     model.train()
     plain = torch.autograd.grad(model(tokens)[0].square().mean(), list(model.parameters()))
-    model.checkpoint_every = 1
-    again = torch.autograd.grad(model(tokens)[0].square().mean(), list(model.parameters()))
-    for got, want in zip(again, plain, strict=True):
-        torch.testing.assert_close(got, want, rtol=CLOSE[name], atol=CLOSE[name])
+    for every, times in ((1, [2, 2]), (2, [2, 1]), (0, [1, 1])):
+        reads[:] = 0, 0
+        model.checkpoint_every = every
+        assert model.checkpoint_every == every
+        again = torch.autograd.grad(model(tokens)[0].square().mean(), list(model.parameters()))
+        assert reads == times
+        for got, want in zip(again, plain, strict=True):
+            torch.testing.assert_close(got, want, rtol=CLOSE[name], atol=CLOSE[name])
 
 
 def test_evaluation_leaves_the_weights_alone(model: Any) -> None:
@@ -159,16 +187,18 @@ def test_the_trainer_knows_them() -> None:
         assert architecture(name) == classes
 
 
-@pytest.mark.parametrize("name", ["mamba2", "rwkv4"])
 def test_files_are_those_of_transformers(name: str, tmp_path: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     config, build = CLASSES[name]
     built = build(config(vocab_size=31, **SMALL[name])).eval()
     built.save(tmp_path)
+    other = build(built.config).eval()
+    other.restore(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens = torch.randint(31, (2, 6))
     torch.testing.assert_close(theirs(tokens, use_cache=False).logits, built(tokens)[0], rtol=0, atol=1e-6)
+    assert torch.equal(other(tokens)[0], built(tokens)[0])
 
 
 @pytest.mark.parametrize(

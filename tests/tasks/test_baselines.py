@@ -14,7 +14,6 @@ from openxlstm.tasks.baselines import (
     LSTM,
     LSTMBlockConfig,
     LSTMConfig,
-    load,
 )
 from openxlstm.tasks.matching import match, non_embedding_parameters
 from openxlstm.train.recipe import COMPARED, architecture
@@ -151,7 +150,9 @@ def test_files_bring_it_back(name: str, tmp_path: Any) -> None:
     built = LSTM(CONFIGS[name]).eval()
     built.save(tmp_path / "model")
     tokens = torch.randint(31, (2, 6))
-    assert torch.equal(load(tmp_path / "model")(tokens)[0], built(tokens)[0])
+    other = LSTM(CONFIGS[name]).eval()
+    other.restore(tmp_path / "model")
+    assert torch.equal(other(tokens)[0], built(tokens)[0])
 
 
 def test_the_trainer_knows_them() -> None:

@@ -31,6 +31,12 @@ def test_long_documents_count_for_more() -> None:
     assert (found.low, found.high) == pytest.approx((1.0, 3.0))
 
 
+def test_one_document_has_no_interval() -> None:
+    found = intervals.ratio([3.0], [2.0])
+    assert (found.value, found.low, found.high, found.excludes_zero) == (1.5, None, None, False)
+    assert not intervals.difference(([3.0], [2.0]), ([1.0], [2.0])).excludes_zero
+
+
 def test_pairing_sees_what_the_spread_of_documents_hides() -> None:
     rng = np.random.default_rng(1)
     base = rng.normal(3.0, 1.0, 50)

@@ -163,6 +163,7 @@ perplexity.measure(model, Tokenizer.bytes(), perplexity.read_texts(Path({file!r}
 """
 
 
+@pytest.mark.slow  # a process of its own: tests/tasks/test_kept.py cuts the file at every byte instead
 def test_a_killed_measurement_goes_on(model: xLSTM, tokenizer: Tokenizer, file: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     code = PROGRAM.format(tests=str(Path(__file__).parents[1]), file=str(file), rows=str(rows))

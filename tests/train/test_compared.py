@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
+from openxlstm.train.finished import load_finished
 from openxlstm.train.log import Silent, read_journal
 from openxlstm.train.loop import train
-from openxlstm.train.recipe import COMPARED
+from openxlstm.train.recipe import COMPARED, architecture
 from openxlstm.train.run import read_recipe
 
 SIZES = {
@@ -55,3 +57,7 @@ def test_it_trains_and_leaves_its_files(name: str, texts: Path, cache: Path, tmp
     assert losses[-1] < losses[0]
     assert json.loads((folder / "summary.json").read_text())["held_out"]["bits_per_byte"] > 0
     assert (folder / "model" / "model.safetensors").is_file()
+    model = load_finished(folder / "model")
+    assert not model.training
+    assert type(model) is architecture(name)[1]
+    assert torch.isfinite(model(torch.zeros(1, 3, dtype=torch.long))[0]).all()
