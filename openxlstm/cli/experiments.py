@@ -62,9 +62,9 @@ def experiment(name: str, profile: str, models: str | None, file: Path, jobs: in
     having = [one for one in chosen if profile in one.profiles]
     if not having:
         raise ValueError(f"{name} has no profile {profile!r}; it has {', '.join(_profiles(chosen))}")
-    only = [one for one in (models or "").split(",") if one]
-    for one in only:
-        contestants.find(one)
+    only = [model for model in (models or "").split(",") if model]
+    for model in only:
+        contestants.find(model)
     jobs = jobs or (1 if torch.cuda.is_available() else torch.get_num_threads())
     answer = {}
     for one in having:
