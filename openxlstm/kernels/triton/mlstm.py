@@ -16,6 +16,7 @@ from torch import Tensor
 from openxlstm.cells import mLSTMState
 from openxlstm.kernels.torch.ops import once, refuse_forward_mode
 from openxlstm.kernels.triton import mlstm_backward, mlstm_forward
+from openxlstm.kernels.triton.layout import readable, strides
 
 LAUNCH = {"num_warps": 4, "num_stages": 2}  # more than 4 warps have miscompiled on Hopper: not without a gradient test
 
@@ -34,12 +35,6 @@ class Plan:
         widest = 32 if dtype == torch.float32 else 64
         L = widest if chunk is None else max(16, min(64, 1 << (chunk.bit_length() - 1)))
         return cls(L, *(max(16, min(widest, triton.next_power_of_2(width))) for width in (K, V)))
-
-
-def _readable(x: Tensor) -> Tensor:
-    """x itself, unless its last axis is strided or its rows are not aligned as the kernels were compiled for."""
-    aligned = x.shape[-1] % 16 or (x.data_ptr() % 16 == 0 and all(s % 16 == 0 for s in x.stride()[:-1]))
-    return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 class _Gates:
@@ -76,7 +71,7 @@ class _Gates:
         C_out, n_out = C.new_empty(C.shape), n.new_empty(n.shape)
         mlstm_forward.sweep[grid](
             x, y, weight, column, self.decay, self.flag(self.mask), C.contiguous(), n.contiguous(), states, columns,
-            C_out, n_out, *(other or (states, columns)), rho, self.T, self.N, self.H, *x.stride()[:3], *y.stride()[:3],
+            C_out, n_out, *(other or (states, columns)), rho, self.T, self.N, self.H, *strides(x), *strides(y),
             K=K, V=V, L=plan.L, TILE_K=plan.TILE_K, TILE_V=plan.TILE_V, REVERSE=other is not None,
             NORMALISED=normalised, MASK=self.mask is not None, IEEE=x.dtype == torch.float32, **LAUNCH,
         )  # fmt: skip
@@ -90,13 +85,13 @@ def forward(
     """h [B,T,H,V]; C, n, m after the last step; a [Z, N L]."""
     K, V, normalised = q.shape[-1], v.shape[-1], input_gate != "sigmoid"
     plan = Plan.of(K, V, q.dtype, chunk)
-    q, k, v = (_readable(x.to(q.dtype)) for x in (q, k, v))
+    q, k, v = (readable(x.to(q.dtype)) for x in (q, k, v))
     g = _Gates(q, i, f, m, reset, mask, input_gate, plan)
     states, columns, C_out, n_out, _ = g.sweep(k, v, g.write, g.write, C, n, normalised)
     h, a = q.new_empty(g.B, g.T, g.H, V), m.new_zeros(g.Z, g.N * plan.L)
     mlstm_forward.output[(triton.cdiv(V, plan.TILE_V), g.N, g.Z)](
         q, k, v, g.key, g.row, g.m, g.enter, g.segment, g.flag(mask), states, columns, h, a, g.T, g.N, g.H,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *h.stride()[:3], eps, K**-0.5,
+        *strides(q), *strides(k), *strides(v), *strides(h), eps, K**-0.5,
         K=K, V=V, L=plan.L, TILE_K=plan.TILE_K, TILE_V=plan.TILE_V, NORMALISED=normalised, MASK=mask is not None,
         IEEE=q.dtype == torch.float32, **LAUNCH,
     )  # fmt: skip
@@ -111,8 +106,8 @@ def backward(
     """Gradients of q, k, v, i, f and of the initial C and n."""
     K, V, normalised, v_dtype, k_dtype = q.shape[-1], v.shape[-1], input_gate != "sigmoid", v.dtype, k.dtype
     plan = Plan.of(K, V, q.dtype, chunk)
-    q, k, v = (_readable(x.to(q.dtype)) for x in (q, k, v))
-    dh = torch.zeros_like(h) if dh is None else _readable(dh.to(q.dtype))
+    q, k, v = (readable(x.to(q.dtype)) for x in (q, k, v))
+    dh = torch.zeros_like(h) if dh is None else readable(dh.to(q.dtype))
     g = _Gates(q, i, f, m, reset, mask, input_gate, plan)
     states, columns, *_ = g.sweep(k, v, g.write, g.write, C, n, normalised)
     sizes = dict(K=K, V=V, L=plan.L, TILE_K=plan.TILE_K, TILE_V=plan.TILE_V)
@@ -121,7 +116,7 @@ def backward(
     if normalised:
         e = torch.empty_like(g.m)
         mlstm_backward.row_dot[(g.N, g.Z)](
-            dh, h, g.flag(mask), e, g.T, g.N, g.H, *dh.stride()[:3], *h.stride()[:3],
+            dh, h, g.flag(mask), e, g.T, g.N, g.H, *strides(dh), *strides(h),
             V=V, L=plan.L, TILE_V=plan.TILE_V, MASK=mask is not None, num_warps=4,
         )  # fmt: skip
         floor = torch.exp(-g.m.clamp(-80.0, 80.0))
@@ -141,13 +136,13 @@ def backward(
         (mlstm_backward.dk, g.write, (GC, Gn), dk, k_dk),
     ):
         kernel[(tiles_k, g.N, g.Z)](
-            q, k, v, dh, g.key, g.row, weight, *shared, *memory, out, sums, g.T, g.N, g.H, *q.stride()[:3],
-            *k.stride()[:3], *v.stride()[:3], *dh.stride()[:3], *out.stride()[:3], K**-0.5,
+            q, k, v, dh, g.key, g.row, weight, *shared, *memory, out, sums, g.T, g.N, g.H, *strides(q),
+            *strides(k), *strides(v), *strides(dh), *strides(out), K**-0.5,
             **sizes, NORMALISED=normalised, **flags, **LAUNCH,
         )  # fmt: skip
     mlstm_backward.dv[(tiles_v, g.N, g.Z)](
-        q, k, dh, g.key, g.row, g.write, g.segment, inverse, g.flag(mask), GC, dv, g.T, g.N, g.H, *q.stride()[:3],
-        *k.stride()[:3], *dh.stride()[:3], *dv.stride()[:3], K**-0.5, **sizes, **flags, **LAUNCH,
+        q, k, dh, g.key, g.row, g.write, g.segment, inverse, g.flag(mask), GC, dv, g.T, g.N, g.H, *strides(q),
+        *strides(k), *strides(dh), *strides(dv), K**-0.5, **sizes, **flags, **LAUNCH,
     )  # fmt: skip
     di, df = i.new_empty(i.shape), f.new_empty(f.shape)
     mlstm_backward.dgates[(g.N, g.Z)](

@@ -19,6 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from openxlstm.kernels.triton.layout import RUNTIME, numbers
+
 
 @triton.jit
 def logsigmoid(x):
@@ -35,10 +37,7 @@ def segmented_max(start_a, value_a, start_b, value_b):
     return start_a | start_b, tl.where(start_b != 0, value_b, tl.maximum(value_a, value_b))
 
 
-@triton.jit(
-    do_not_specialize=["T", "N", "H", "s_iB", "s_iT", "s_iH", "s_fB", "s_fT", "s_fH"],
-    do_not_specialize_on_alignment=["p_i", "p_f", "p_reset", "p_mask"],
-)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_i", "p_f", "p_reset", "p_mask"])
 def gates(
     p_i, p_f, p_m, p_reset, p_mask, p_key, p_row, p_stab, p_enter, p_write, p_segment, p_decay, p_m_out,
     T, N, H, s_iB, s_iT, s_iH, s_fB, s_fT, s_fH,
@@ -89,7 +88,7 @@ def gates(
     tl.store(p_m_out + z, m_in)
 
 
-@triton.jit(do_not_specialize=["T", "N", "H"], do_not_specialize_on_alignment=["p_mask"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def sweep(
     p_x, p_y, p_weight, p_column, p_decay, p_mask, p_C, p_n, p_states, p_columns, p_C_out, p_n_out,
     p_other, p_other_n, p_rho,
@@ -105,6 +104,8 @@ def sweep(
     """
     i_k, i_v, z = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_b, i_h = z // H, z % H
+    s_xB, s_xT, s_xH = numbers(s_xB, K), numbers(s_xT, K), numbers(s_xH, K)
+    s_yB, s_yT, s_yH = numbers(s_yB, V), numbers(s_yT, V), numbers(s_yH, V)
     o_k, o_v, o_l = i_k * TILE_K + tl.arange(0, TILE_K), i_v * TILE_V + tl.arange(0, TILE_V), tl.arange(0, L)
     in_k, in_v = o_k < K, o_v < V
     inside = in_k[:, None] & in_v[None, :]
@@ -149,7 +150,7 @@ def sweep(
         tl.store(p_n_out + z * K + o_k, column, mask=in_k)
 
 
-@triton.jit(do_not_specialize=["T", "N", "H", "eps", "scale"], do_not_specialize_on_alignment=["p_mask"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def output(
     p_q, p_k, p_v, p_key, p_row, p_stab, p_enter, p_segment, p_mask, p_states, p_columns, p_h, p_a,
     T, N, H, s_qB, s_qT, s_qH, s_kB, s_kT, s_kH, s_vB, s_vT, s_vH, s_hB, s_hT, s_hH, eps, scale,
@@ -159,6 +160,10 @@ def output(
     """h_j = (S v + s g_j C^T q_j) / d_j, and a_j [Z, N L] for the backward pass."""
     i_v, n, z = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_b, i_h = z // H, z % H
+    s_qB, s_qT, s_qH = numbers(s_qB, K), numbers(s_qT, K), numbers(s_qH, K)
+    s_kB, s_kT, s_kH = numbers(s_kB, K), numbers(s_kT, K), numbers(s_kH, K)
+    s_vB, s_vT, s_vH = numbers(s_vB, V), numbers(s_vT, V), numbers(s_vH, V)
+    s_hB, s_hT, s_hH = numbers(s_hB, V), numbers(s_hT, V), numbers(s_hH, V)
     o_v, o_l = i_v * TILE_V + tl.arange(0, TILE_V), tl.arange(0, L)
     in_v = o_v < V
     t = n * L + o_l
