@@ -35,3 +35,12 @@ def numbers(stride, WIDTH: tl.constexpr):
     """A stride in numbers, 64 bits: a row may begin beyond 2^31."""
     UNIT: tl.constexpr = 1 if WIDTH % 16 else 16
     return stride.to(tl.int64) * UNIT
+
+
+def compiled() -> int | None:
+    """How many kernels this process has compiled or loaded, on all devices; None where they are interpreted."""
+    from openxlstm.kernels.triton import mlstm_backward, mlstm_forward, mlstm_step, slstm
+
+    found = [x for module in (mlstm_forward, mlstm_backward, mlstm_step, slstm) for x in vars(module).values()]
+    kernels = [x for x in found if isinstance(x, triton.runtime.jit.JITFunction)]
+    return sum(len(caches[0]) for x in kernels for caches in x.device_caches.values()) if kernels else None

@@ -40,7 +40,7 @@ def step(
     kept = 1.0  # 0 where the state was emptied before this step
     if RESET:
         kept = tl.where(tl.load(p_reset + i_b) != 0, 0.0, 1.0)
-    awake = True
+    awake = row >= 0  # True, as a number of the kernel: Triton 3.9's interpreter takes no other mask
     if MASK:
         awake = tl.load(p_mask + i_b) != 0
     b_i = tl.load(p_i + row, mask=awake, other=0.0)
