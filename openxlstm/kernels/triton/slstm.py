@@ -218,10 +218,11 @@ def backward_resident(
         tl.store(p_draw + p_4 + K, df, mask=ok)
         tl.store(p_draw + p_4 + 2 * K, dz, mask=ok)
         tl.store(p_draw + p_4 + 3 * K, do, mask=ok)
-        new_GH = tl.dot(di.to(R_i.dtype), R_i, input_precision="ieee")
-        new_GH += tl.dot(df.to(R_i.dtype), R_f, input_precision="ieee")
-        new_GH += tl.dot(dz.to(R_i.dtype), R_z, input_precision="ieee")
-        new_GH += tl.dot(do.to(R_i.dtype), R_o, input_precision="ieee")
+        GH_i = tl.dot(di.to(R_i.dtype), R_i, input_precision="ieee")
+        GH_f = tl.dot(df.to(R_i.dtype), R_f, input_precision="ieee")
+        GH_z = tl.dot(dz.to(R_i.dtype), R_z, input_precision="ieee")
+        GH_o = tl.dot(do.to(R_i.dtype), R_o, input_precision="ieee")
+        new_GH = (GH_i + GH_f) + (GH_z + GH_o)
         if MASK:
             new_GH = tl.where(awake, new_GH, GH)
         if RESET:  # what came before was emptied
