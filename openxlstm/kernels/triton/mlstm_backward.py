@@ -1,6 +1,6 @@
 """mLSTM, chunkwise, backward, on a GPU. Letters as in mlstm_forward.py; formulas as in kernels/torch/mlstm.py.
 
-    row_dot   e_j = dh_j . h_j over all of V
+    row_dot   e_j = dh_j . h_j over all of V, h with what its rounding lost: behind a norm e is a difference near zero
     sweep     (mlstm_forward.py, in reverse) the gradient GC, Gn of the memory at every border, and rho = <GC, C'>
     dq, dk    apart, because together they spill; each also sums q . dq or k . dk from its fp32 accumulator: from the
               stored bf16 numbers the forget gate's gradient would be off by up to 15 %
@@ -21,10 +21,10 @@ from openxlstm.kernels.triton.layout import RUNTIME, numbers
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def row_dot(
-    p_x, p_y, p_mask, p_e, T, N, H, s_xB, s_xT, s_xH, s_yB, s_yT, s_yH,
-    V: tl.constexpr, L: tl.constexpr, TILE_V: tl.constexpr, MASK: tl.constexpr,
+    p_x, p_y, p_rest, p_mask, p_e, T, N, H, s_xB, s_xT, s_xH, s_yB, s_yT, s_yH,
+    V: tl.constexpr, L: tl.constexpr, TILE_V: tl.constexpr, MASK: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """x_t . y_t -> [Z, N L]; 0 where there is no step."""
+    """x_t . (y_t + rest_t) -> [Z, N L]; 0 where there is no step. The rest lies as y does."""
     n, z = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i_b, i_h = z // H, z % H
     s_xB, s_xT, s_xH = numbers(s_xB, V), numbers(s_xT, V), numbers(s_xH, V)
@@ -40,7 +40,11 @@ def row_dot(
         inside = awake[:, None] & (o_v < V)[None, :]
         x = tl.load(p_x + i_b * s_xB + i_h * s_xH + t[:, None] * s_xT + o_v[None, :], mask=inside, other=0.0)
         y = tl.load(p_y + i_b * s_yB + i_h * s_yH + t[:, None] * s_yT + o_v[None, :], mask=inside, other=0.0)
-        e += tl.sum(x.to(tl.float32) * y.to(tl.float32), axis=1)
+        y = y.to(tl.float32)
+        if REST:
+            o_y = i_b * s_yB + i_h * s_yH + t[:, None] * s_yT + o_v[None, :]
+            y += tl.load(p_rest + o_y, mask=inside, other=0.0).to(tl.float32)
+        e += tl.sum(x.to(tl.float32) * y, axis=1)
     tl.store(p_e + z * N * L + n * L + tl.arange(0, L), e)
 
 

@@ -40,9 +40,12 @@ def step(
     kept = 1.0  # 0 where the state was emptied before this step
     if RESET:
         kept = tl.where(tl.load(p_reset + i_b) != 0, 0.0, 1.0)
-    awake = row >= 0  # True, as a number of the kernel: Triton 3.9's interpreter takes no other mask
+    awake = True
     if MASK:
         awake = tl.load(p_mask + i_b) != 0
+    # Widths where something is read, 0 where there is no step; Triton 3.9's interpreter takes no product of masks here.
+    read_K, read_V = tl.where(awake, K, 0), tl.where(awake, V, 0)
+    write_K = tl.where(i_v == 0, K, 0)
     b_i = tl.load(p_i + row, mask=awake, other=0.0)
     b_f = tl.load(p_f + row, mask=awake, other=0.0)
     m = tl.load(p_m + row)
@@ -53,14 +56,14 @@ def step(
     m_new = tl.maximum(log_f + m, log_i) if INPUT_GATE == "exp" else m * 0.0  # (15)
     write = tl.exp(log_i - m_new)  # (16)
     keep = tl.exp(log_f + m - m_new)  # (17)
-    v = tl.load(p_v + i_b * s_vB + i_h * s_vH + o_v, mask=in_v & awake, other=0.0).to(tl.float32)
+    v = tl.load(p_v + i_b * s_vB + i_h * s_vH + o_v, mask=o_v < read_V, other=0.0).to(tl.float32)
     acc = tl.zeros((TILE_V,), dtype=tl.float32)
     a = 0.0
     for k0 in range(0, K, TILE_K):
         o_k = k0 + tl.arange(0, TILE_K)
         in_k = o_k < K
-        q = tl.load(p_q + i_b * s_qB + i_h * s_qH + o_k, mask=in_k & awake, other=0.0).to(tl.float32) * scale  # (23)
-        k = tl.load(p_k + i_b * s_kB + i_h * s_kH + o_k, mask=in_k & awake, other=0.0).to(tl.float32)
+        q = tl.load(p_q + i_b * s_qB + i_h * s_qH + o_k, mask=o_k < read_K, other=0.0).to(tl.float32) * scale  # (23)
+        k = tl.load(p_k + i_b * s_kB + i_h * s_kH + o_k, mask=o_k < read_K, other=0.0).to(tl.float32)
         n = tl.load(p_n + row * K + o_k, mask=in_k, other=0.0)
         o_C = row * K * V + o_k[:, None] * V + o_v[None, :]
         inside = in_k[:, None] & in_v[None, :]
@@ -76,7 +79,7 @@ def step(
         if MASK:
             C_new, n_new = tl.where(awake, C_new, C), tl.where(awake, n_new, n)
         tl.store(p_C_out + o_C, C_new, mask=inside)
-        tl.store(p_n_out + row * K + o_k, n_new, mask=in_k & (i_v == 0))
+        tl.store(p_n_out + row * K + o_k, n_new, mask=o_k < write_K)
     h = acc
     if INPUT_GATE != "sigmoid":
         floor = tl.exp(-tl.minimum(tl.maximum(m_new, -80.0), 80.0))

@@ -13,7 +13,7 @@ from openxlstm.kernels.triton import mlstm_backward, mlstm_forward
 from openxlstm.kernels.triton.mlstm import LAUNCH, Plan
 
 OPERANDS = {"p_q", "p_k", "p_v", "p_i", "p_f", "p_x", "p_y", "p_dh", "p_h", "p_dq", "p_dk", "p_dv", "p_di", "p_df"}
-STORED = {"p_states", "p_other"}
+STORED = {"p_states", "p_other", "p_rest"}
 
 
 def type_of(name: str, dtype: str) -> str:
@@ -31,7 +31,7 @@ def main() -> None:
             for index, kernel in enumerate(kernels):
                 known = dict(
                     K=K, V=V, L=plan.L, TILE_K=plan.TILE_K, TILE_V=plan.TILE_V, EXP=True, RESET=True, MASK=True,
-                    NORMALISED=True, IEEE=dtype == "fp32", REVERSE=index == 2,
+                    NORMALISED=True, IEEE=dtype == "fp32", REVERSE=index == 2, REST=dtype == "bf16",
                 )  # fmt: skip
                 constants = {name: value for name, value in known.items() if name in kernel.arg_names}
                 options = {"num_warps": 1} if index == 0 else {"num_warps": 4} if index in (4, 8) else LAUNCH

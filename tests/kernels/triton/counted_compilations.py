@@ -82,8 +82,8 @@ def mlstm_both(B: int, T: int, K: int, V: int, H: int, flagged: bool, packed: bo
     i, f = torch.empty(B, T, 2 * H).split(H, dim=-1)
     state = torch.empty(B, H, K, V), torch.empty(B, H, K), torch.empty(B, H)
     reset, mask = flags(B, T, flagged)
-    h, C, n, _, a = mlstm.forward(q, k, v, i, f, *state, reset, mask, "exp", 1e-6, None)
-    mlstm.backward(h, C, n, q, k, v, i, f, *state, reset, mask, h, a, "exp", 1e-6, None)
+    h, C, n, _, a, rest = mlstm.forward(q, k, v, i, f, *state, reset, mask, "exp", 1e-6, None, True)
+    mlstm.backward(h, C, n, q, k, v, i, f, *state, reset, mask, h, a, rest, "exp", 1e-6, None)
 
 
 def slstm_both(B: int, T: int, K: int, H: int, flagged: bool) -> None:
