@@ -1,4 +1,4 @@
-"""`xlstm eval`: a trained model (eval_model.py), or an experiment of the papers (experiments.py); the first word says."""
+"""`xlstm eval`: a trained model (eval_model.py), or an experiment of the papers (experiments.py): a word decides."""
 
 from __future__ import annotations
 

@@ -194,7 +194,8 @@ def measure(
 
 def _metric(bits: Sequence[float], sizes: Sequence[float]) -> Metric:
     found = intervals.ratio(bits, sizes)
-    return Metric(found.value, int(sum(sizes)), (found.low, found.high))
+    interval = None if found.low is None or found.high is None else (found.low, found.high)  # of one document: none
+    return Metric(found.value, int(sum(sizes)), interval)
 
 
 def _positions(model: Any, documents: Sequence[Sequence[int]], longest: int, end: int) -> dict[int, Metric]:
