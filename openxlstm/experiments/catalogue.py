@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from openxlstm.experiments import language
+from openxlstm.experiments import generation, language
+from openxlstm.experiments.generation import GenerationPlan
 from openxlstm.experiments.language import TextPlan
 from openxlstm.experiments.plans import Claim, Experiment, Plan, Rule
 from openxlstm.experiments.solve import Budget
@@ -100,7 +101,7 @@ def _mqar(length: int, pairs: int, published_batch: int) -> Experiment:
     )  # fmt: skip
     small = replace(task, vocab_size=256)
     smoke = replace(
-        cpu, task=small, tests={asked: small}, models=("mm",), budget=Budget(steps=400, batch=64), rates=(1e-2,),
+        cpu, task=small, tests={asked: small}, models=("mm",), budget=Budget(steps=600, batch=64), rates=(1e-2,),
         seeds=(1,), test=500,
     )  # fmt: skip
     paper = replace(
@@ -119,7 +120,8 @@ def _mqar(length: int, pairs: int, published_batch: int) -> Experiment:
                 source="arXiv:2405.04517, Sec. 4.1, Fig. 5",
             ),
         ),
-        profiles={"smoke": smoke, "cpu": cpu, "gpu": gpu, "paper": paper},
+        profiles={"smoke": smoke, "cpu": cpu, "gpu": gpu, "paper": paper} if length == 64 else
+        {"cpu": cpu, "gpu": gpu, "paper": paper},
         rules={"smoke": (replace(recalls[0], seeds=1),), "cpu": recalls, "gpu": recalls, "paper": recalls},
         picture="steps",
     )  # fmt: skip
@@ -205,6 +207,24 @@ def _extrapolation(corpus: str) -> Experiment:
     )  # fmt: skip
 
 
+def _generation() -> Experiment:
+    cpu = GenerationPlan(
+        models=("mmsm", "llama"), width=256, blocks=4, heads=4, vocab_size=512, lengths=(512, 1024, 2048, 4096, 8192),
+        timed=128, seeds=(1, 2, 3, 4, 5),
+    )  # fmt: skip
+    smoke = replace(cpu, models=("ms", "llama"), width=64, blocks=2, lengths=(64, 256), timed=64, seeds=(1,))
+    constant = Rule(model="mmsm", metric=generation.GROWTH, at_most=1.1, seeds=3)
+    grows = Rule(model="llama", metric=generation.GROWTH, at_least=1.5, seeds=3)
+    return Experiment(
+        name="generation", title="Time and memory of a token",
+        question="Does a token cost the same, however long the text?",
+        claims=(Claim(text="figure only: the time of xLSTM grows linearly with the tokens, that of a Transformer "
+                      "quadratically; xLSTM's memory is constant", source="arXiv:2405.04517, Fig. 9"),),
+        profiles={"smoke": smoke, "cpu": cpu},
+        rules={"cpu": (constant, grows)}, picture="tokens",
+    )  # fmt: skip
+
+
 EXPERIMENTS_OF_TEXT = {one.name: one for one in map(_language, CORPORA)}
 EXPERIMENTS: dict[str, Experiment] = {
     one.name: one
@@ -217,5 +237,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         *EXPERIMENTS_OF_TEXT.values(),
         *map(_ladder, CORPORA),
         *map(_extrapolation, CORPORA),
+        _generation(),
     )
 }

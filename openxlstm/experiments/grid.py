@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from openxlstm.experiments import contestants, language, results, solve
+from openxlstm.experiments import contestants, generation, language, results, solve
 from openxlstm.experiments.choice import FLOOR
+from openxlstm.experiments.generation import GenerationPlan
 from openxlstm.experiments.language import TextPlan
 from openxlstm.experiments.plans import AnyPlan, Experiment, Plan
 from openxlstm.experiments.results import Line, Metric
@@ -67,13 +68,16 @@ def go(wanted: Sequence[Run], file: Path, *, jobs: int, show: Show) -> list[Line
 
     Args:
         file: of lines; it is appended to.
-        jobs: runs side by side, each on one thread; 1: in this process, on the threads that PyTorch has.
+        jobs: runs side by side, each on one thread; 1: in this process, on the threads that PyTorch has. What is timed
+            is timed alone.
 
     Raises:
         KeyboardInterrupt: it was asked for; what was finished is in the file, and the same call goes on.
     """
     there = {line.key for line in results.read([file])}
     missing = [run for run in wanted if run.key not in there]
+    if any(isinstance(run.plan, GenerationPlan) for run in missing):
+        jobs = 1
     if len(missing) < len(wanted):
         show(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {file} already")
     began = time.monotonic()
@@ -101,8 +105,10 @@ def once(run: Run, work: Path) -> Line:
     began = time.monotonic()
     if isinstance(run.plan, TextPlan):
         found = _text(run, run.plan, work)
+    elif isinstance(run.plan, GenerationPlan):
+        found = generation.run(run.plan, run.model, run.seed)
     else:
-        assert isinstance(run.plan, Plan), "there are these two kinds"
+        assert isinstance(run.plan, Plan), "there are these three kinds"
         found = _floor(run.plan) if run.model == FLOOR else _task(run, run.plan)
     return Line(
         experiment=run.experiment, profile=run.profile, model=run.model, rate=run.rate, seed=run.seed,

@@ -47,6 +47,23 @@ def over_positions(title: str, found: Sequence[Entry], under: str) -> Figure:
     return figure
 
 
+def over_tokens(title: str, found: Sequence[Entry], under: str) -> Figure:
+    """Milliseconds of a token by how many were generated before it, from zero."""
+    figure, axes = _empty(title, "tokens generated", under)
+    for colour, entry in zip(COLOURS, found, strict=False):
+        points: dict[int, list[float]] = {}
+        for line in entry.lines:
+            for name, metric in line.metrics.items():
+                if match := re.fullmatch(r"ms at ([\d,]+)", name):
+                    points.setdefault(int(match[1].replace(",", "")), []).append(metric.value)
+        _band(axes, sorted(points), [points[n] for n in sorted(points)], colour, entry.label, entry.model)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.set_ylabel("ms a token", color=GREY)
+    _legend(axes)
+    return figure
+
+
 def over_steps(title: str, found: Sequence[Entry], unit: str, chance: float, under: str) -> Figure:
     """What validation said during training, in the plan's unit."""
     figure, axes = _empty(title, "steps", under)

@@ -188,6 +188,8 @@ def _draw(experiment: Experiment, profile: str, found: Sequence[Entry], folder: 
     title = f"{experiment.title}, {profile}"
     if experiment.picture == "length":
         figure = pictures.over_length(title, found, plan.metrics, plan.chance, under)
+    elif experiment.picture == "tokens":
+        figure = pictures.over_tokens(title, found, under)
     elif experiment.picture == "positions":
         figure = pictures.over_positions(title, found, under)
     else:
