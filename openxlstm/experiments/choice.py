@@ -39,6 +39,11 @@ class Entry:
         found = self.values(metric)
         return statistics.fmean(found) if found else None
 
+    def extremes(self, metric: str) -> tuple[float, float]:
+        """The lowest and the highest over seeds, of at least one."""
+        found = self.values(metric)
+        return min(found), max(found)
+
     def interval(self, metric: str) -> tuple[float, float] | None:
         """Of the mean over seeds; of a single run its own."""
         found = [line.metrics[metric] for line in self.lines if metric in line.metrics]
@@ -48,7 +53,7 @@ class Entry:
 def entries(lines: Iterable[Line]) -> list[Entry]:
     """A contestant each, in the order in which they first appear. The rate: the lowest mean of `choice` over seeds.
 
-    A rate at which a run diverged loses to every rate at which none did.
+    A rate at which a run diverged loses to every rate at which none did; of equal rates the smallest wins.
     """
     by_model: dict[str, list[Line]] = {}
     for line in lines:

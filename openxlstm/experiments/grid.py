@@ -142,7 +142,7 @@ def _task(run: Run, plan: Plan) -> dict[str, Any]:
     except solve.DivergedError as error:
         skipped = str(error)
     else:
-        choice = solve.examine(model, chosen_by, "validation", plan.validation).mean_loss
+        choice = 1 - validate() if plan.task.vocab_size else validate()
         for name, task in plan.tests.items():
             tally = solve.examine(model, task, "test", plan.test)
             interval = intervals.wilson(tally.right, tally.asked) if task.vocab_size else None

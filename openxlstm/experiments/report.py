@@ -50,8 +50,9 @@ def _page(
     yield ""
     yield "Every contestant of a table is trained by one loop on the same samples in the same order, on the same"
     yield "budget, with the same grid of rates; parameters are those between embedding and head. The rate is chosen by"
-    yield "validation samples, the numbers are of test samples that no choice has seen. In brackets: 95 % intervals,"
-    yield "over seeds where there are several (Student), within the run where there is one (Wilson). *Solved*: seeds"
+    yield "validation samples, the numbers are of test samples that no choice has seen. In brackets: of accuracies the"
+    yield "worst and the best seed, for a task is solved or it is not; of errors and bits per byte the 95 % interval"
+    yield "over seeds (Student); of a single run its own (Wilson, or a bootstrap over documents). *Solved*: seeds"
     yield f"with an accuracy of at least {SOLVED}. A verdict is the outcome of rules that stand beside the experiment"
     yield "in the catalogue; what a verdict is silent about is not claimed."
     yield ""
@@ -124,13 +125,13 @@ def _table(experiment: Experiment, profile: str, found: Sequence[Entry]) -> Iter
     yield "|---" * len(columns) + "|"
     for index, entry in enumerate(ordered):
         if entry.is_floor:
-            cells = [f"*no model: {entry.label}*", "", "", "", *(_cell(entry, test) for test in shown), ""]
+            cells = [f"*no model: {entry.label}*", "", "", "", *(_cell(entry, test, exact) for test in shown), ""]
             yield "| " + " | ".join(cells[: len(columns)]) + " |"
             continue
         rates = len({line.rate for line in entry.tried})
         cells = [
             f"{entry.label} `{entry.model}`", f"{entry.lines[0].parameters:,}", f"{entry.rate:g} of {rates}",
-            str(len(entry.lines)), *(_cell(entry, test) for test in shown),
+            str(len(entry.lines)), *(_cell(entry, test, exact) for test in shown),
         ]  # fmt: skip
         if exact:
             values = entry.values(shown[-1])
@@ -155,10 +156,12 @@ def _difference(ours: Entry, theirs: Entry, metric: str) -> str:
     return f"{mean:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
 
 
-def _cell(entry: Entry, metric: str) -> str:
-    mean, interval = entry.mean(metric), entry.interval(metric)
+def _cell(entry: Entry, metric: str, exact: bool) -> str:
+    """Mean and spread: of accuracies the worst and the best seed, for they are solved or not; else the interval."""
+    mean = entry.mean(metric)
     if mean is None:
         return "–"
+    interval = entry.extremes(metric) if exact and len(entry.lines) > 1 else entry.interval(metric)
     return f"{mean:.3f}" if interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
