@@ -190,10 +190,9 @@ def run_extrapolation(at: Setting, file: Path, *, train_length: int, factors: Se
         "model": str(at.folder), "measured": "extrapolation", "file": str(file), "train_length": train_length,
         "documents": len(rows), "too_short": short, "lengths": extrapolation.table(rows),
     }  # fmt: skip
-    if train_length > 1 and not train_length & (train_length - 1):
-        answer["rise"] = {
-            mode: interval(extrapolation.rise(rows, train_length, mode)) for mode in ("windows", "stateful")
-        }
+    if train_length > 1 and not train_length & (train_length - 1) and max(factors) > 1:
+        answer["rise"] = interval(extrapolation.rise(rows, train_length))
+    answer["carried"] = interval(extrapolation.carried(rows))
     return answer
 
 
@@ -208,15 +207,17 @@ def show_extrapolation(answer: Mapping[str, Any]) -> None:
     columns = ("mode", "length", "tokens", "perplexity", "bits/byte", last, "bits/byte")
     show_table(f"{answer['model']}, trained at {answer['train_length']}", columns, lines, numbers=range(1, 7))
     click.echo(f"{answer['documents']:,} documents; {answer['too_short']:,} were too short and are left out\n")
-    longest = {one["mode"]: one for one in answer["lengths"]}  # lines rise, so the last of a mode stays
-    by_place = [
-        (f"{a['from']:,} to {a['to'] - 1:,}", a["tokens"], _bits(a["bits_per_byte"]), _bits(b["bits_per_byte"]))
-        for a, b in zip(longest["windows"]["places"], longest["stateful"]["places"], strict=False)
-    ]
-    show_table("Bits per byte by place, at the largest length", ("places", "tokens", "windows", "stateful"), by_place,
-               numbers=(1, 2, 3))  # fmt: skip
-    for mode, found in answer.get("rise", {}).items():
-        _show_difference(f"{mode}: bits per byte beyond {answer['train_length']} less those before it", found)
+    longest = {one["mode"]: one for one in answer["lengths"]}  # lengths rise, so the largest of a mode stays
+    for mode, one in longest.items():
+        by_place = [
+            (f"{place['from']:,} to {place['to'] - 1:,}", place["tokens"], _bits(place["bits_per_byte"]))
+            for place in one["places"]
+        ]
+        show_table(f"{mode}, by place", ("places", "tokens", "bits/byte"), by_place, numbers=(1, 2))
+    if "rise" in answer:
+        _show_difference(f"bits per byte beyond {answer['train_length']} less those before it", answer["rise"])
+    shortest = answer["lengths"][0]["length"]
+    _show_difference(f"bits per byte, stateful less windows of {shortest}", answer["carried"])
 
 
 def read_choices(said: Sequence[str]) -> dict[str, Path]:

@@ -126,23 +126,36 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def rise(rows: Sequence[Row], train_length: int, mode: str = "windows") -> Interval:
-    """Bits per byte beyond T_train less those in its last half, at the largest T; paired over documents.
+def rise(rows: Sequence[Row], train_length: int) -> Interval:
+    """Bits per byte beyond T_train less those in its last half, in windows of the largest T; paired over documents.
 
-    About 0: nothing is lost beyond the trained length.
+    About 0: nothing is lost beyond the trained length. Windows begin anywhere in a document, so the same kind of text
+    is at every place; in `stateful` the first places are the beginnings of documents, and such a number would be about
+    these.
 
     Raises:
         ValueError: T_train is no power of two, so places do not divide there.
     """
     if train_length < 2 or train_length & (train_length - 1):
         raise ValueError(f"train_length={train_length} must be a power of two, as the buckets of places are")
-    T = str(max(map(int, rows[0][mode])))
+    T = str(max(map(int, rows[0]["windows"])))
+    if int(T) == train_length:
+        raise ValueError(f"nothing was read beyond the trained length of {train_length}; a factor above 1 does")
     before, beyond = [], []
     for row in rows:
-        places = dict(row[mode][T]["places"])
+        places = dict(row["windows"][T]["places"])
         before.append(places[train_length // 2])
         beyond.append(_add(sums for begin, sums in places.items() if begin >= train_length))
     return intervals.difference(_bits(before), _bits(beyond))
+
+
+def carried(rows: Sequence[Row]) -> Interval:
+    """Bits per byte of all tokens, `stateful` less windows of the smallest T: what the state brings along from before.
+
+    The same tokens, paired over documents. Below 0: what is remembered beyond the trained length helps.
+    """
+    T = str(min(map(int, rows[0]["windows"])))
+    return intervals.difference(*(_bits([row[mode][T]["all"] for row in rows]) for mode in ("windows", STATEFUL)))
 
 
 def place_bucket(place: int) -> int:

@@ -107,11 +107,15 @@ def test_extrapolation(place: Path) -> None:
     assert [(one["mode"], one["length"]) for one in found["lengths"]] == [
         (mode, length) for mode in ("windows", "stateful") for length in (4, 8, 32)
     ]
-    assert found["rise"]["windows"]["low"] <= found["rise"]["windows"]["value"]
+    for name in ("rise", "carried"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
     done = run(*args)
     assert done.exit_code == 0, done.output
     assert "2 documents; 1 were too short" in done.stdout
     assert "16 to 31" in done.stdout
+    alone = answer(*args[:-1], "2")
+    assert [one["length"] for one in alone["lengths"]] == [8, 8]
+    assert "rise" not in answer(*args[:-1], "1")
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,12 @@ def test_the_rise_beyond_the_trained_length(model: xLSTM, rows: list[dict[str, A
     found = extrapolation.rise(rows, TRAIN)
     assert found.value == pytest.approx((beyond - before) / math.log(2), abs=1e-5)
     assert found.low <= found.value <= found.high
+    apart = [nats_by_hand(model, text, TRAIN) for text in (TEXTS[0][1], TEXTS[2][1][:32])]
+    whole = [nats_by_hand(model, text, None) for text in (TEXTS[0][1], TEXTS[2][1][:32])]
+    gain = (np.mean(np.concatenate(whole)) - np.mean(np.concatenate(apart))) / math.log(2)
+    assert extrapolation.carried(rows).value == pytest.approx(gain, abs=1e-5)
+    with pytest.raises(ValueError, match="nothing was read beyond the trained length of 16"):
+        extrapolation.rise(rows, 16)
     with pytest.raises(ValueError, match="train_length=6 must be a power of two"):
         extrapolation.rise(rows, 6)
 
