@@ -9,10 +9,12 @@ from openxlstm.tasks.formal import FORMAL
 from openxlstm.tasks.listops import ListOps
 from openxlstm.tasks.mqar import MQAR
 from openxlstm.tasks.nns import NearestNeighbour
+from openxlstm.tasks.pathfinder import Pathfinder
 
 TASKS: dict[str, Callable[..., Task]] = {
     **FORMAL,
     "mqar": MQAR,
     "nns": NearestNeighbour,
     "listops": ListOps,
+    "pathfinder": Pathfinder,
 }
