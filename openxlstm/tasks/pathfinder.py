@@ -5,9 +5,9 @@ Two long dashed contours, shorter ones that distract, and a disc at two of the f
 both (class 0), with equal probability. It is asked at the last pixel.
 
 The drawing is ours, so results are of "Pathfinder (ours)". As there: 14 dashes of length 2 with gaps of 1, five
-distractors of 4 dashes, discs of radius 1.5, ends at least 7 apart. Unlike there: a gap is dim and not empty, and between contours
-at least one pixel is black, so that neighbouring pixels decide and no picture is ambiguous; no contour crosses itself;
-and the marked ends of two contours are those about as far apart as the ends of one.
+distractors of 4 dashes, discs of radius 1.5, ends at least 7 apart. Unlike there: a gap is dim and not empty, and
+between contours at least one pixel is black, so that neighbouring pixels decide and no picture is ambiguous; no contour
+crosses itself; and the marked ends of two contours are those about as far apart as the ends of one.
 
 A contour grows from a random place, dash by dash, each in a direction near that of the one before; what cannot be
 continued begins again elsewhere, and after some such failures the whole picture does.
