@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from openxlstm.tasks.base import Task
 from openxlstm.tasks.formal import FORMAL
+from openxlstm.tasks.images import Cifar10, Digits
 from openxlstm.tasks.listops import ListOps
 from openxlstm.tasks.mqar import MQAR
 from openxlstm.tasks.nns import NearestNeighbour
@@ -17,4 +18,6 @@ TASKS: dict[str, Callable[..., Task]] = {
     "nns": NearestNeighbour,
     "listops": ListOps,
     "pathfinder": Pathfinder,
+    "digits": Digits,
+    "cifar10": Cifar10,
 }

@@ -11,17 +11,20 @@ from openxlstm.tasks.catalogue import TASKS
 from openxlstm.tasks.formal import FORMAL, Formal
 
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
-DIGEST = "bf57226113820f93"  # changes with any generator, and with numpy's: results before and after are not of the same data
+# Changes with any generator, and with numpy's: results before and after are not of the same data.
+DIGEST = "bf57226113820f93"
 
 
 def test_samples_stay_what_they_are():
     digest = hashlib.sha256()
     for name, make in TASKS.items():
+        if name == "cifar10":
+            continue  # it needs files
         task = make()
         assert isinstance(task, Task)
         assert task.name == name
-        if name in ("nns", "pathfinder"):
-            continue  # sines differ in the last place between processors
+        if name in ("nns", "pathfinder", "digits"):
+            continue  # sines differ in the last place between processors; digits are others' data
         for split in ("train", "validation", "test"):
             sample = task.sample(split, 0, 3)
             digest.update(sample.inputs.tobytes() + sample.targets.tobytes())
