@@ -11,6 +11,7 @@ from openxlstm.tasks.listops import ListOps
 from openxlstm.tasks.mqar import MQAR
 from openxlstm.tasks.nns import NearestNeighbour
 from openxlstm.tasks.pathfinder import Pathfinder
+from openxlstm.tasks.retrieval import AnthologyPairs, Duplicates
 
 TASKS: dict[str, Callable[..., Task]] = {
     **FORMAL,
@@ -20,4 +21,6 @@ TASKS: dict[str, Callable[..., Task]] = {
     "pathfinder": Pathfinder,
     "digits": Digits,
     "cifar10": Cifar10,
+    "duplicates": Duplicates,
+    "retrieval": AnthologyPairs,
 }

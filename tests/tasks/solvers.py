@@ -300,3 +300,11 @@ def pathfinder(inputs):
     contour = filled(min(bright), lit)
     assert len(contour & bright) in (9, 18)
     return [int(bright <= contour)]
+
+
+def duplicates(tokens):
+    """Zipped at the separator: whether most places agree."""
+    place = tokens.index(1)
+    assert 2 * place + 1 == len(tokens)
+    pairs = list(zip(tokens[:place], tokens[place + 1 :], strict=True))
+    return [int(2 * sum(a == b for a, b in pairs) > len(pairs))]

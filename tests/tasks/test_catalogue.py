@@ -12,14 +12,14 @@ from openxlstm.tasks.formal import FORMAL, Formal
 
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 # Changes with any generator, and with numpy's: results before and after are not of the same data.
-DIGEST = "bf57226113820f93"
+DIGEST = "e38abc6252433778"
 
 
 def test_samples_stay_what_they_are():
     digest = hashlib.sha256()
     for name, make in TASKS.items():
-        if name == "cifar10":
-            continue  # it needs files
+        if name in ("cifar10", "retrieval"):
+            continue  # they need files
         task = make()
         assert isinstance(task, Task)
         assert task.name == name
