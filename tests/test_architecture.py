@@ -45,6 +45,7 @@ OPTIONAL = {  # package: the folders that may import it
     "wandb": ("train",),
     "matplotlib": ("train", "bench", "experiments"),
     "lm_eval": ("tasks",),
+    "sklearn": ("tasks",),
     "starlette": ("serve",),
     "uvicorn": ("serve",),
     "mlstm_kernels": ("bench",),  # the peers that our speed is compared with

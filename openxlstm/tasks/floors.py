@@ -126,6 +126,23 @@ def one_level(samples: Sequence[Sample]) -> Guess:
     return guess
 
 
+def near_discs(samples: Sequence[Sample]) -> Guess:
+    """Connected where the discs of a picture are nearer than a fitted distance, or where they are farther."""
+    distances = np.array([_disc_distance(sample.inputs) for sample in samples])
+    connected = np.array([sample.targets[-1] == 1 for sample in samples])
+    order = np.argsort(distances)
+    right = np.cumsum(np.where(connected[order], 1, -1))  # of the n nearest, those connected less those not
+    place = int(np.abs(right - right[-1] / 2).argmax())
+    limit, near = distances[order[place]], int(right[place] > right[-1] / 2)
+    return lambda inputs, places: [near if _disc_distance(inputs) <= limit else 1 - near]
+
+
+def _disc_distance(inputs: np.ndarray) -> float:
+    rows, columns = np.divmod(np.flatnonzero(inputs == 1), round(len(inputs) ** 0.5))
+    first = (rows - rows[0] < 3) & (np.abs(columns - columns[0]) < 3)
+    return float(np.hypot(rows[first].mean() - rows[~first].mean(), columns[first].mean() - columns[~first].mean()))
+
+
 def half(samples: Sequence[Sample]) -> Guess:
     """0.5."""
     return lambda inputs, places: np.full(len(places), 0.5)
@@ -154,5 +171,6 @@ RULES = {  # by the name of the task; whoever is not here has CONSTANT
         Rule("the most frequent result of the outermost operator", outer_operator),
         Rule("the outermost operator over its digits, and 0, 9, 4, 5 for MIN, MAX, MED, SM below", one_level),
     ),
+    "pathfinder": (CONSTANT, Rule("by the distance of the discs", near_discs)),
     "nns": (Rule("always 0.5", half), Rule("the last number", last_value)),
 }

@@ -274,3 +274,37 @@ def listops_depth(tokens):
 def strip(text):
     """Without its leaves: `()` where nothing is inside."""
     return text.replace("()", "")
+
+
+# pictures ------------------------------------------------------------------------------------------------------------
+
+
+def pathfinder(inputs):
+    """Flood fill from one disc over all that is not black, over corners too: 1 if it reaches the other disc."""
+    size = round(len(inputs) ** 0.5)
+    lit = {divmod(place, size) for place in np.flatnonzero(inputs > 0.1).tolist()}
+    bright = {divmod(place, size) for place in np.flatnonzero(inputs > 0.95).tolist()}
+    assert len(bright) == 18
+
+    def filled(start, region):
+        reached, todo = {start}, [start]
+        while todo:
+            row, column = todo.pop()
+            new = {(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & region - reached
+            reached |= new
+            todo += new
+        return reached
+
+    disc = filled(min(bright), bright)
+    assert len(disc) == 9, "the discs touch"
+    contour = filled(min(bright), lit)
+    assert len(contour & bright) in (9, 18)
+    return [int(bright <= contour)]
+
+
+def duplicates(tokens):
+    """Zipped at the separator: whether most places agree."""
+    place = tokens.index(1)
+    assert 2 * place + 1 == len(tokens)
+    pairs = list(zip(tokens[:place], tokens[place + 1 :], strict=True))
+    return [int(2 * sum(a == b for a, b in pairs) > len(pairs))]
