@@ -59,7 +59,10 @@ def _mlstm(setting: Setting, name: str, shape: tuple[int, ...], backward: bool) 
     check(OURS, name, error, LIMITS[setting.dtype])
     sides = [_side(OURS, ours, backward, error)]
     theirs = lambda other: relative(other.transpose(1, 2), h)
-    known = [(f"mlstm_kernels, xl_chunk {chunk}", partial(peers.xl_chunk, x, chunk)) for chunk in peers.CHUNKS]
+    known = [
+        (f"mlstm_kernels, xl_chunk {chunk}", partial(peers.xl_chunk, x, chunk))
+        for chunk in peers.CHUNKS[: 1 if setting.small else None]
+    ]
     chunks = {label: peer for label, make in known if (peer := peers.guarded(label, make, theirs)) is not None}
     if chunks:
         label = min(chunks, key=lambda key: setting.timer(_call(chunks[key], backward), 2))
@@ -195,7 +198,7 @@ def compilations(setting: Setting) -> None:
     from openxlstm.kernels.triton.layout import compiled
 
     def count() -> None:
-        _some_sizes(setting, [(2, 65)])
+        _some_sizes(setting, [(1, 2)] if setting.small else [(2, 65)])
         before = compiled()
         sizes = [(B, T) for B in (1, 2, 3, 16) for T in (2, 15, 16, 17, 64, 130, 1_000)]
         _some_sizes(setting, sizes[:1] if setting.small else sizes)

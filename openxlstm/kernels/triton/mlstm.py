@@ -20,6 +20,8 @@ from openxlstm.kernels.triton.layout import readable, strides
 
 LAUNCH = {"num_warps": 4, "num_stages": 2}  # more than 4 warps have miscompiled on Hopper: not without a gradient test
 
+MOST = 65_535  # programs along the second and third axis of a CUDA grid
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -43,6 +45,11 @@ class _Gates:
     def __init__(self, q: Tensor, i: Tensor, f: Tensor, m: Tensor, reset: Any, mask: Any, gate: str, plan: Plan):
         self.B, self.T, self.H, _ = q.shape
         self.N, self.Z = triton.cdiv(self.T, plan.L), self.B * self.H
+        for what, count in (("rows times heads", self.Z), (f"chunks of {plan.L}", self.N)):
+            if count > MOST:
+                raise ValueError(
+                    f"{count} {what} are more than a launch takes, {MOST}: split the call, or backend='torch'"
+                )
         self.reset, self.mask = (None if x is None else x.contiguous() for x in (reset, mask))
         self.exp, self.plan = gate == "exp", plan
         self.key, self.row, self.m, self.enter, self.write = m.new_empty(5, self.Z, self.N * plan.L).unbind(0)
