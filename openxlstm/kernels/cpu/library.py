@@ -1,6 +1,6 @@
 """The native library: found beside this file if it was built, loaded at the first question, never compiled here.
 
-`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16): each can be tested wherever it runs.
+`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16, amx): each can be tested wherever it runs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")  # by number, as csrc/openxlstm.h has them
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")  # by number, as csrc/openxlstm.h has them
 FILE = Path(__file__).with_name("_openxlstm.so")
-VERSION = 5  # XL_VERSION
+VERSION = 6  # XL_VERSION
 LONGEST_CHUNK = 256  # XL_CHUNK
 TAPE = 8  # vectors that the forward sweep keeps per step: XL_TAPE
 

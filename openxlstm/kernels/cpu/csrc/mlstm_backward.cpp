@@ -1,94 +1,45 @@
-// The mLSTM over a sequence, backward; the forward sweep and its letters are in mlstm_forward.cpp.
-//
-// A task is one head of one sequence, from the last chunk to the first. GC and Gn are the gradients of the state behind a
-// chunk, u_j = dh_j / d_j, and the stabiliser is a constant. With P_jl = s w_jl (q_j . k_l), which is S:
-//     e_j   = u_j . (d_j h_j) = sum_l P_jl (u_j . v_l) + s g_j q_j . (C u_j)
-//     da_j  = -sign(a_j) e_j / d_j, 0 where the floor of the denominator acts
-//     dP_jl = s w_jl (u_j . v_l + da_j)
-//     dq_j  = sum_l dP_jl k_l + s g_j (C u_j + da_j n)         GC <- decay GC + s sum_j g_j q_j u_j^T
-//     dk_l  = sum_j dP_jl q_j + write_l (GC v_l + Gn)          Gn <- decay Gn + s sum_j g_j da_j q_j
-//     dv_l  = sum_j P_jl u_j + write_l GC^T k_l
-// and for the gates, with p_l = k_l . dk_l: the gradient of log_i_l is p_l; that of log_f_t is the sum of q_j . dq_j - p_j
-// over the rows j >= t of its document in the chunk, and <GC, C'> + Gn . n' if the document goes on behind the chunk. The
-// sum begins anew in every chunk: one over the whole sequence would lose precision.
+// The backward sweep of the mLSTM with products of fp32 numbers, whatever the dtype of q, k, v and h; see mlstm_backward.h.
 
-#include "mlstm_chunk.h"
+#include "mlstm_backward.h"
+
+#if defined(__AMX_BF16__)
+#include "mlstm_backward_amx.h"
+#endif
 
 namespace XL_ISA {
 namespace {
 
 template <typename Element>
-class Backward {
+class Backward final : public BackwardSweep<Element> {
   public:
     Backward(const xl_mlstm_backward &call, int64_t batch, int64_t head)
-        : call(call), K(call.K), V(call.V), L(call.chunk), ldK(pitch(K)), ldV(pitch(V)), ldL(pitch(L)) {
-        q = static_cast<const Element *>(call.q) + batch * call.q_strides[0] + head * call.q_strides[2];
-        k = static_cast<const Element *>(call.k) + batch * call.k_strides[0] + head * call.k_strides[2];
-        v = static_cast<const Element *>(call.v) + batch * call.v_strides[0] + head * call.v_strides[2];
-        at = batch * call.H + head;
-        row = batch * call.T;
-        this->head = head;
-        chunks = (call.T + L - 1) / L;
-        gates.reserve(arena, L);
+        : BackwardSweep<Element>(call, batch, head, pitch(call.V)), ldK(pitch(K)), ldL(pitch(L)) {
         for (float **array : {&Q, &Key, &dQ, &dK, &CU}) arena.reserve(*array, L * ldK);
         for (float **array : {&Val, &U, &dV}) arena.reserve(*array, L * ldV);
         for (float **array : {&S, &dP}) arena.reserve(*array, L * ldL);
         for (float **array : {&CT, &GCT}) arena.reserve(*array, V * ldK);
         arena.reserve(KeyT, K * ldL), arena.reserve(ValT, V * ldL), arena.reserve(GC, K * ldV);
         for (float **array : {&n, &Gn}) arena.reserve(*array, ldK);
-        for (float **array : {&weights, &da, &p, &dlog_f}) arena.reserve(*array, ldL);
+        for (float **array : {&weights, &da}) arena.reserve(*array, ldL);
         arena.allocate();
     }
 
-    void run() {
-        const int64_t KV = K * V;
-        arrives = call.dC != nullptr || call.dn != nullptr;  // a gradient from behind
-        if (call.dC != nullptr)
-            for (int64_t x = 0; x < K; ++x)
-                std::memcpy(GC + x * ldV, call.dC + at * KV + x * V, sizeof(float) * static_cast<size_t>(V));
-        if (call.dn != nullptr && call.input_gate != 1)  // n is a constant without a normaliser
-            std::memcpy(Gn, call.dn + at * K, sizeof(float) * static_cast<size_t>(K));
-        for (int64_t index = chunks - 1; index >= 0; --index) {
-            const int64_t t = index * L;
-            chunk(index, t, call.T - t < L ? call.T - t : L);
-            arrives = true;
-        }
-        for (int64_t x = 0; x < K; ++x)
-            std::memcpy(call.dC0 + at * KV + x * V, GC + x * ldV, sizeof(float) * static_cast<size_t>(V));
-        std::memcpy(call.dn0 + at * K, Gn, sizeof(float) * static_cast<size_t>(K));
-    }
-
   private:
-    const xl_mlstm_backward &call;
-    const int64_t K, V, L, ldK, ldV, ldL;
-    const Element *q, *k, *v;
-    int64_t at, row, head, chunks;
-    bool arrives;
-    Arena arena;
-    Gates gates;
-    float *Q, *Key, *KeyT, *Val, *ValT, *U, *S, *dP, *CU, *dQ, *dK, *dV, *CT, *GC, *GCT, *n, *Gn;
-    float *weights, *da, *p, *dlog_f;
+    using Base = BackwardSweep<Element>;
+    using Base::arena, Base::arrives, Base::call, Base::GC, Base::gates, Base::Gn, Base::head, Base::K, Base::k, Base::L;
+    using Base::ldV, Base::n, Base::normalised, Base::q, Base::row, Base::scale, Base::state, Base::V, Base::v;
+    const int64_t ldK, ldL;
+    float *Q, *Key, *KeyT, *Val, *ValT, *U, *S, *dP, *CU, *dQ, *dK, *dV, *CT, *GCT, *weights, *da;
 
-    const float *state(int64_t index) const { return call.states + (at * (chunks + 1) + index) * K * (V + 1); }
-
-    void chunk(int64_t index, int64_t t, int64_t l) {
-        const int64_t gate_at = (row + t) * call.H + head;
-        gates.compute(
-            l, call.input_gate, call.i + gate_at, call.f + gate_at, call.H,
-            call.reset == nullptr ? nullptr : call.reset + row + t,
-            call.mask == nullptr ? nullptr : call.mask + row + t, call.stabilisers[at * chunks + index]
-        );
+    void chunk(int64_t index, int64_t t, int64_t l) override {
         read(t, l);
-        const float *C = state(index);
-        std::memcpy(n, C + K * V, sizeof(float) * static_cast<size_t>(K));
         const float rho = arrives ? across(state(index + 1)) : 0.0f;  // before GC and Gn move on
 
         multiply(l, l, K, {Q, ldK, 1}, KeyT, ldL, S, ldL, 0.0f, true);
         multiply(l, l, V, {U, ldV, 1}, ValT, ldL, dP, ldL, 0.0f, true);
-        transpose(K, V, C, V, CT, ldK);
+        transpose(K, V, state(index), V, CT, ldK);
         multiply(l, K, V, {U, ldV, 1}, CT, ldK, CU, ldK, 0.0f);
-        const float scale = 1.0f / std::sqrt(static_cast<float>(K));
-        for (int64_t j = 0; j < l; ++j) scores(j, l, t, scale);
+        for (int64_t j = 0; j < l; ++j) scores(j, l, t);
 
         keys_and_values(l);
         for (int64_t j = 0; j < l; ++j)
@@ -119,21 +70,15 @@ class Backward {
         if (call.dh == nullptr) {
             std::memset(U, 0, sizeof(float) * static_cast<size_t>(l * ldV));
         } else {
-            const Element *dh = static_cast<const Element *>(call.dh) + ((row + t) * call.H + head) * V;
-            read_rows(dh, call.H * V, gates.exists, l, V, U, ldV);
+            read_rows(this->cotangent(t), call.H * V, gates.exists, l, V, U, ldV);
         }
-        if (call.input_gate != 1)
+        if (normalised)
             for (int64_t j = 0; j < l; ++j) {
-                const float factor = 1.0f / denominator(j, call.a[(row + t + j) * call.H + head]);
+                const float factor = 1.0f / this->denominator(t, j);
                 for (int64_t x = 0; x < V; x += W) store(U + j * ldV + x, load(U + j * ldV + x) * factor);
             }
         transpose(l, K, Key, ldK, KeyT, ldL);
         transpose(l, V, Val, ldV, ValT, ldL);
-    }
-
-    float denominator(int64_t j, float a) const {
-        const float size = std::fabs(a), low = gates.floor[j];
-        return (size > low || a != a ? size : low) + static_cast<float>(call.eps);
     }
 
     float across(const float *after) const {  // <GC, C'> + Gn . n'
@@ -151,7 +96,7 @@ class Backward {
     }
 
     // Row j: S and dP from products to what stands above, and da_j.
-    void scores(int64_t j, int64_t l, int64_t t, float scale) {
+    void scores(int64_t j, int64_t l, int64_t t) {
         gates.weigh(j, padded(l), weights);
         float *score = S + j * ldL, *gradient = dP + j * ldL;
         vf total = {};
@@ -160,13 +105,8 @@ class Backward {
             store(score + x, s);
             total += s * load(gradient + x);
         }
-        da[j] = 0.0f;
-        if (call.input_gate != 1) {
-            const float a = call.a[(row + t + j) * call.H + head];
-            const float e = sum_of(total) + gates.enter[j] * scale * dot(Q + j * ldK, CU + j * ldK, K);
-            const bool free = !(std::fabs(a) <= gates.floor[j]);  // of the floor; a NaN is
-            if (free && gates.exists[j]) da[j] = (a < 0.0f ? e : -e) / denominator(j, a);
-        }
+        const float past = normalised ? gates.enter[j] * scale * dot(Q + j * ldK, CU + j * ldK, K) : 0.0f;
+        da[j] = this->slope(t, j, sum_of(total) + past);
         for (int64_t x = 0; x < padded(l); x += W) {
             if (x > j) {
                 store(score + x, vf{}), store(gradient + x, vf{});
@@ -202,12 +142,8 @@ class Backward {
                 std::memset(dV + j * ldV, 0, sizeof(float) * static_cast<size_t>(V));
             }
             const float own = gates.exists[j] ? dot(Key + j * ldK, dK + j * ldK, K) : 0.0f;
-            rest += dot(Q + j * ldK, dQ + j * ldK, K) - own;
-            const bool counts = gates.exists[j] && !gates.fresh[j];
+            this->gate_gradients(t, j, dot(Q + j * ldK, dQ + j * ldK, K), own, rest);
             const int64_t to = (row + t + j) * call.H + head;
-            call.di[to] = own * gates.di_dx[j];
-            call.df[to] = counts ? rest * gates.df_dx[j] : 0.0f;
-            if (gates.fresh[j]) rest = 0.0f;  // what stands before is another document
             write_row(dQ + j * ldK, static_cast<Element *>(call.dq) + to * K, K);
             write_row(dK + j * ldK, static_cast<Element *>(call.dk) + to * K, K);
             write_row(dV + j * ldV, static_cast<Element *>(call.dv) + to * V, V);
@@ -215,14 +151,14 @@ class Backward {
     }
 };
 
-template <typename Element>
+template <typename Task>
 int sweep(const xl_mlstm_backward &call) {
     const int64_t tasks = call.B * call.H;
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(call.threads)) reduction(max : failed)
     for (int64_t task = 0; task < tasks; ++task) {
         try {
-            Backward<Element>(call, task / call.H, task % call.H).run();
+            Task(call, task / call.H, task % call.H).run();
         } catch (const std::bad_alloc &) {
             failed = XL_NO_MEMORY;
         }
@@ -232,6 +168,11 @@ int sweep(const xl_mlstm_backward &call) {
 
 }  // namespace
 
-int mlstm_backward(const xl_mlstm_backward &call) { return call.bf16 ? sweep<uint16_t>(call) : sweep<float>(call); }
+int mlstm_backward(const xl_mlstm_backward &call) {
+#if defined(__AMX_BF16__)
+    if (call.bf16) return sweep<BackwardTiles>(call);
+#endif
+    return call.bf16 ? sweep<Backward<uint16_t>>(call) : sweep<Backward<float>>(call);
+}
 
 }  // namespace XL_ISA

@@ -15,7 +15,7 @@ extern "C" {
 
 enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2 };
 
-#define XL_VERSION 5  // of this interface: the Python side refuses a library of another
+#define XL_VERSION 6  // of this interface: the Python side refuses a library of another
 
 #define XL_TAPE 8  // vectors of K that the forward sweep of the sLSTM keeps for its backward, per step
 
@@ -146,8 +146,9 @@ typedef struct {
 
 int xl_version(void);
 // The best instruction set of this machine: 0 the compiler's baseline, 1 AVX2 with FMA and F16C, 2 AVX-512 (F, BW, VL,
-// DQ), 3 AVX-512 with BF16 and VNNI.
+// DQ), 3 AVX-512 with BF16 and VNNI, 4 the same and AMX with BF16.
 int xl_best_isa(void);
+int xl_has_amx(void);  // 0 the processor has none, 1 it is in use, 2 the operating system does not grant it
 int xl_run_slstm_forward(int isa, const xl_slstm_forward *call);
 int xl_run_slstm_backward(int isa, const xl_slstm_backward *call);
 int xl_run_mlstm_step(int isa, const xl_mlstm_step *call);
