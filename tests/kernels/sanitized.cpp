@@ -54,7 +54,7 @@ void mlstm(int isa, int64_t T_, int64_t K, int64_t V, int64_t chunk, int64_t gat
     auto C = numbers<float>(B * H * K * V), n = numbers<float>(B * H * K), m = numbers<float>(B * H);
     auto h = numbers<T>(B * T_ * H * V), dq = q, dk = k, dv = v;
     auto C1 = C, n1 = n, m1 = m, dC0 = C, dn0 = n, a = i, di = i, df = i;
-    auto states = numbers<float>(B * H * (chunks + 1) * K * (V + 1)), stabilisers = numbers<float>(B * H * chunks);
+    auto states = numbers<float>(B * H * (chunks + 1) * XL_SLOT(K, V)), stabilisers = numbers<float>(B * H * chunks);
     const bool bf16 = sizeof(T) == 2;
     xl_mlstm_forward fw = {
         B, T_, H, K, V, 2, bf16, gate, chunk, {T_ * H * K, H * K, K}, {T_ * H * K, H * K, K}, {T_ * H * V, H * V, V}, 1e-6,

@@ -184,6 +184,11 @@ def native() -> Native | str:
     return Native(library, ISAS.index(wanted))
 
 
+def slot(K: int, V: int) -> int:
+    """Numbers between two kept states of the mLSTM: XL_SLOT."""
+    return -(-K // 32) * 32 * (-(-V // 32) * 32 + 16 + 1)
+
+
 def pointer(x: Tensor | None) -> int | None:
     """The address of a tensor's first element, None for none."""
     return None if x is None else x.data_ptr()

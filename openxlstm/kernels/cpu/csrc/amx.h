@@ -176,11 +176,12 @@ inline void block(
     _tile_stored(3, below + SIDE, out);
 }
 
-// C [M, N] = A [M, inner] B [inner, N], or C + A B; sizes are whole. `causal` as in tiles.h.
+// C [M, N] = A [M, inner] B [inner, N], or C + A B; sizes are whole. `causal`: the lower triangle alone, in
+// blocks.
 template <Inner INNER = Inner::ALL>
 static void product(
     int64_t M, int64_t N, int64_t inner, const uint16_t *a, int64_t lda, const uint16_t *b, float *c, int64_t ldc,
-    bool add = false, bool causal = false
+    Ahead &ahead, bool add = false, bool causal = false
 ) {
     const int64_t column = inner / DEPTH * TILE;
     asm volatile("" ::: "memory");  // the tile instructions of some compilers do not say that they read memory
@@ -188,6 +189,7 @@ static void product(
         for (int64_t m = causal ? n : 0; m < M; m += DEPTH) {
             const int64_t begin = INNER == Inner::FROM_ROW ? m / DEPTH : 0;
             const int64_t end = INNER == Inner::UP_TO_ROW && m + DEPTH < inner ? m / DEPTH + 1 : inner / DEPTH;
+            ahead.some(12);
             block(begin, end, a + m * lda, lda, b + n / SIDE * column, column, c + m * ldc + n, ldc, add);
         }
     asm volatile("" ::: "memory");

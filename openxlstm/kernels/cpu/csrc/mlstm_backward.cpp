@@ -12,8 +12,8 @@ namespace {
 template <typename Element>
 class Backward final : public BackwardSweep<Element> {
   public:
-    Backward(const xl_mlstm_backward &call, int64_t batch, int64_t head)
-        : BackwardSweep<Element>(call, batch, head, pitch(call.V)), ldK(pitch(K)), ldL(pitch(L)) {
+    explicit Backward(const xl_mlstm_backward &call)
+        : BackwardSweep<Element>(call, pitch(call.V)), ldK(pitch(K)), ldL(pitch(L)) {
         for (float **array : {&Q, &Key, &dQ, &dK, &CU}) arena.reserve(*array, L * ldK);
         for (float **array : {&Val, &U, &dV}) arena.reserve(*array, L * ldV);
         for (float **array : {&S, &dP}) arena.reserve(*array, L * ldL);
@@ -26,8 +26,8 @@ class Backward final : public BackwardSweep<Element> {
 
   private:
     using Base = BackwardSweep<Element>;
-    using Base::arena, Base::arrives, Base::call, Base::GC, Base::gates, Base::Gn, Base::head, Base::K, Base::k, Base::L;
-    using Base::ldV, Base::n, Base::normalised, Base::q, Base::row, Base::scale, Base::state, Base::V, Base::v;
+    using Base::ahead, Base::arena, Base::arrives, Base::call, Base::GC, Base::gates, Base::Gn, Base::head, Base::K, Base::k, Base::L;
+    using Base::ldC, Base::ldV, Base::n, Base::normalised, Base::q, Base::row, Base::scale, Base::state, Base::V, Base::v;
     const int64_t ldK, ldL;
     float *Q, *Key, *KeyT, *Val, *ValT, *U, *S, *dP, *CU, *dQ, *dK, *dV, *CT, *GCT, *weights, *da;
 
@@ -35,10 +35,10 @@ class Backward final : public BackwardSweep<Element> {
         read(t, l);
         const float rho = arrives ? across(state(index + 1)) : 0.0f;  // before GC and Gn move on
 
-        multiply(l, l, K, {Q, ldK, 1}, KeyT, ldL, S, ldL, 0.0f, true);
-        multiply(l, l, V, {U, ldV, 1}, ValT, ldL, dP, ldL, 0.0f, true);
-        transpose(K, V, state(index), V, CT, ldK);
-        multiply(l, K, V, {U, ldV, 1}, CT, ldK, CU, ldK, 0.0f);
+        multiply_triangle(l, K, {Q, ldK, 1}, KeyT, ldL, S, ldL, ahead);
+        multiply_triangle(l, V, {U, ldV, 1}, ValT, ldL, dP, ldL, ahead);
+        transpose(K, V, state(index), ldC, CT, ldK);
+        multiply(l, K, V, {U, ldV, 1}, CT, ldK, CU, ldK, 0.0f, ahead);
         for (int64_t j = 0; j < l; ++j) scores(j, l, t);
 
         keys_and_values(l);
@@ -47,7 +47,7 @@ class Backward final : public BackwardSweep<Element> {
                 const vf memory = load(CU + j * ldK + x) + load(n + x) * da[j];
                 store(dQ + j * ldK + x, memory * (gates.enter[j] * scale));
             }
-        multiply<Inner::UP_TO_ROW>(l, K, l, {dP, ldL, 1}, Key, ldK, dQ, ldK, 1.0f);
+        multiply<Inner::UP_TO_ROW>(l, K, l, {dP, ldL, 1}, Key, ldK, dQ, ldK, 1.0f, ahead);
         write(t, l, rho);
 
         for (int64_t j = 0; j < l; ++j) {
@@ -55,7 +55,7 @@ class Backward final : public BackwardSweep<Element> {
             for (int64_t x = 0; x < V; x += W) store(U + j * ldV + x, load(U + j * ldV + x) * enter);
             da[j] *= enter;
         }
-        multiply(K, V, l, {Q, 1, ldK}, U, ldV, GC, ldV, arrives ? gates.decay : 0.0f);
+        multiply(K, V, l, {Q, 1, ldK}, U, ldV, GC, ldV, arrives ? gates.decay : 0.0f, ahead);
         for (int64_t x = 0; x < K; x += W) {
             vf sum = arrives ? load(Gn + x) * gates.decay : vf{};
             for (int64_t j = 0; j < l; ++j) sum += load(Q + j * ldK + x) * da[j];
@@ -85,12 +85,12 @@ class Backward final : public BackwardSweep<Element> {
         vf sums[4] = {};
         float rest = 0.0f;
         for (int64_t x = 0; x < K; ++x) {
-            const float *G = GC + x * ldV, *C = after + x * V;
+            const float *G = GC + x * ldV, *C = after + x * ldC;
             int64_t y = 0;
             for (; y + 4 * W <= V; y += 4 * W)
                 XL_UNROLL for (int s = 0; s < 4; ++s) sums[s] += load(G + y + s * W) * load(C + y + s * W);
             for (; y < V; ++y) rest += G[y] * C[y];
-            rest += Gn[x] * after[K * V + x];
+            rest += Gn[x] * after[XL_ROWS(K) * ldC + x];
         }
         return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
     }
@@ -119,8 +119,8 @@ class Backward final : public BackwardSweep<Element> {
     void keys_and_values(int64_t l) {
         if (arrives) {
             transpose(K, V, GC, ldV, GCT, ldK);
-            multiply(l, K, V, {Val, ldV, 1}, GCT, ldK, dK, ldK, 0.0f);
-            multiply(l, V, K, {Key, ldK, 1}, GC, ldV, dV, ldV, 0.0f);
+            multiply(l, K, V, {Val, ldV, 1}, GCT, ldK, dK, ldK, 0.0f, ahead);
+            multiply(l, V, K, {Key, ldK, 1}, GC, ldV, dV, ldV, 0.0f, ahead);
             for (int64_t j = 0; j < l; ++j) {
                 const float weight = gates.write[j];
                 for (int64_t x = 0; x < K; x += W)
@@ -128,8 +128,8 @@ class Backward final : public BackwardSweep<Element> {
                 for (int64_t x = 0; x < V; x += W) store(dV + j * ldV + x, load(dV + j * ldV + x) * weight);
             }
         }
-        multiply<Inner::FROM_ROW>(l, K, l, {dP, 1, ldL}, Q, ldK, dK, ldK, arrives ? 1.0f : 0.0f);
-        multiply<Inner::FROM_ROW>(l, V, l, {S, 1, ldL}, U, ldV, dV, ldV, arrives ? 1.0f : 0.0f);
+        multiply<Inner::FROM_ROW>(l, K, l, {dP, 1, ldL}, Q, ldK, dK, ldK, arrives ? 1.0f : 0.0f, ahead);
+        multiply<Inner::FROM_ROW>(l, V, l, {S, 1, ldL}, U, ldV, dV, ldV, arrives ? 1.0f : 0.0f, ahead);
     }
 
     // The chunk's gradients go out; those of the gates are made of the unrounded rows.
@@ -154,14 +154,19 @@ class Backward final : public BackwardSweep<Element> {
 template <typename Task>
 int sweep(const xl_mlstm_backward &call) {
     const int64_t tasks = call.B * call.H;
+    const int threads = static_cast<int>(call.threads < tasks ? call.threads : tasks);
     int failed = 0;
-#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(call.threads)) reduction(max : failed)
-    for (int64_t task = 0; task < tasks; ++task) {
+#pragma omp parallel num_threads(threads) reduction(max : failed)
+    {
+        std::optional<Task> task;
         try {
-            Task(call, task / call.H, task % call.H).run();
+            task.emplace(call);
         } catch (const std::bad_alloc &) {
             failed = XL_NO_MEMORY;
         }
+#pragma omp for schedule(dynamic)
+        for (int64_t at = 0; at < tasks; ++at)
+            if (task) task->run(at / call.H, at % call.H);
     }
     return failed;
 }

@@ -17,27 +17,31 @@
 
 namespace XL_ISA {
 
-// One task; how a chunk is computed is left to who derives. Rows of GC are ldV apart, those of dq and dk ldK.
+// The tasks of one thread; how a chunk is computed is left to who derives. Rows of GC are ldV apart, those of C
+// ldC.
 template <typename Element>
 class BackwardSweep {
   public:
-    BackwardSweep(const xl_mlstm_backward &call, int64_t batch, int64_t head, int64_t ldV)
-        : call(call), K(call.K), V(call.V), L(call.chunk), ldV(ldV), chunks((call.T + L - 1) / L), at(batch * call.H + head),
-          row(batch * call.T), head(head), scale(1.0f / std::sqrt(static_cast<float>(K))), normalised(call.input_gate != 1) {
-        q = static_cast<const Element *>(call.q) + batch * call.q_strides[0] + head * call.q_strides[2];
-        k = static_cast<const Element *>(call.k) + batch * call.k_strides[0] + head * call.k_strides[2];
-        v = static_cast<const Element *>(call.v) + batch * call.v_strides[0] + head * call.v_strides[2];
+    BackwardSweep(const xl_mlstm_backward &call, int64_t ldV)
+        : call(call), K(call.K), V(call.V), L(call.chunk), ldV(ldV), ldC(XL_PITCH(V)), chunks((call.T + L - 1) / L),
+          scale(1.0f / std::sqrt(static_cast<float>(K))), normalised(call.input_gate != 1) {
         gates.reserve(arena, L);
     }
 
-    void run() {
+    void run(int64_t batch, int64_t of) {
+        head = of, at = batch * call.H + head, row = batch * call.T;
+        q = static_cast<const Element *>(call.q) + batch * call.q_strides[0] + head * call.q_strides[2];
+        k = static_cast<const Element *>(call.k) + batch * call.k_strides[0] + head * call.k_strides[2];
+        v = static_cast<const Element *>(call.v) + batch * call.v_strides[0] + head * call.v_strides[2];
         const int64_t KV = K * V;
         arrives = call.dC != nullptr || call.dn != nullptr;  // a gradient from behind
-        if (call.dC != nullptr)
-            for (int64_t x = 0; x < K; ++x)
-                std::memcpy(GC + x * ldV, call.dC + at * KV + x * V, sizeof(float) * static_cast<size_t>(V));
-        if (call.dn != nullptr && normalised)  // n is a constant without a normaliser
-            std::memcpy(Gn, call.dn + at * K, sizeof(float) * static_cast<size_t>(K));
+        for (int64_t x = 0; x < K; ++x) {
+            const size_t bytes = sizeof(float) * static_cast<size_t>(V);
+            if (call.dC != nullptr) std::memcpy(GC + x * ldV, call.dC + at * KV + x * V, bytes);
+            else std::memset(GC + x * ldV, 0, bytes);
+        }
+        for (int64_t x = 0; x < K; ++x)  // n is a constant without a normaliser
+            Gn[x] = call.dn != nullptr && normalised ? call.dn[at * K + x] : 0.0f;
         for (int64_t index = chunks - 1; index >= 0; --index) {
             const int64_t t = index * L, l = call.T - t < L ? call.T - t : L, gate_at = (row + t) * call.H + head;
             gates.compute(
@@ -45,7 +49,8 @@ class BackwardSweep {
                 call.reset == nullptr ? nullptr : call.reset + row + t,
                 call.mask == nullptr ? nullptr : call.mask + row + t, call.stabilisers[at * chunks + index]
             );
-            std::memcpy(n, state(index) + KV, sizeof(float) * static_cast<size_t>(K));
+            std::memcpy(n, state(index) + XL_ROWS(K) * ldC, sizeof(float) * static_cast<size_t>(K));
+            look_ahead(index, t, l);
             chunk(index, t, l);
             arrives = true;
         }
@@ -56,22 +61,38 @@ class BackwardSweep {
 
   protected:
     const xl_mlstm_backward &call;
-    const int64_t K, V, L, ldV, chunks, at, row, head;
+    const int64_t K, V, L, ldV, ldC, chunks;
     const float scale;
     const bool normalised;
+    int64_t head, at, row;  // of this task: its head, its place among B x H, the first of its T among B x T
     const Element *q, *k, *v;
     bool arrives;
     Arena arena;
+    Ahead ahead;
     Gates gates;
     float *GC, *n, *Gn;
 
     // Steps t to t + l: the gradients of what went in, and GC and Gn moved back.
     virtual void chunk(int64_t index, int64_t t, int64_t l) = 0;
 
-    const float *state(int64_t index) const { return call.states + (at * (chunks + 1) + index) * K * (V + 1); }
+    const float *state(int64_t index) const { return call.states + (at * (chunks + 1) + index) * XL_SLOT(K, V); }
 
     const Element *cotangent(int64_t t) const {
         return static_cast<const Element *>(call.dh) + ((row + t) * call.H + head) * V;
+    }
+
+    // What this chunk will write and the one before it read.
+    void look_ahead(int64_t index, int64_t t, int64_t l) {
+        const int64_t size = sizeof(Element), to = (row + t) * call.H + head, rows = index > 0 ? L : 0;
+        ahead.forget();
+        ahead.add(static_cast<Element *>(call.dq) + to * K, l, size * K, size * call.H * K);
+        ahead.add(static_cast<Element *>(call.dk) + to * K, l, size * K, size * call.H * K);
+        ahead.add(static_cast<Element *>(call.dv) + to * V, l, size * V, size * call.H * V);
+        ahead.add(q + (t - rows) * call.q_strides[1], rows, size * K, size * call.q_strides[1]);
+        ahead.add(k + (t - rows) * call.k_strides[1], rows, size * K, size * call.k_strides[1]);
+        ahead.add(v + (t - rows) * call.v_strides[1], rows, size * V, size * call.v_strides[1]);
+        if (call.dh != nullptr) ahead.add(cotangent(t - rows), rows, size * V, size * call.H * V);
+        if (rows > 0) ahead.add(state(index - 1), 1, 4 * K * ldC, 0);
     }
 
     float a(int64_t t, int64_t j) const { return call.a[(row + t + j) * call.H + head]; }

@@ -13,8 +13,8 @@ namespace {
 
 class BackwardTiles final : public BackwardSweep<uint16_t> {
   public:
-    BackwardTiles(const xl_mlstm_backward &call, int64_t batch, int64_t head)
-        : BackwardSweep(call, batch, head, whole(call.V) + SIDE), M(whole(L)), Kw(whole(K)), Vw(whole(V)), ldK(Kw + SIDE),
+    explicit BackwardTiles(const xl_mlstm_backward &call)
+        : BackwardSweep(call, whole(call.V) + SIDE), M(whole(L)), Kw(whole(K)), Vw(whole(V)), ldK(Kw + SIDE),
           ldS(M + SIDE), ldk(Kw + DEPTH), ldv(Vw + DEPTH), ldl(M + DEPTH) {
         for (uint16_t **rows : {&Q, &Key}) arena.reserve(*rows, M * ldk);
         for (uint16_t **rows : {&Val, &dH}) arena.reserve(*rows, M * ldv);
@@ -48,26 +48,26 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
         read(t, l);
         pack_memory(state(index));
         const float rho = arrives ? pack_gradient(state(index + 1)) : 0.0f;
-        product(m, m, Kw, Q, ldk, KeyT, S, ldS, false, true);
-        product(m, m, Vw, dH, ldv, ValT, D, ldS, false, true);
-        product(m, Kw, Vw, dH, ldv, CT, CU, ldK);
-        for (int64_t j = 0; j < l; ++j) scores(t, j);
+        product(m, m, Kw, Q, ldk, KeyT, S, ldS, ahead, false, true);
+        product(m, m, Vw, dH, ldv, ValT, D, ldS, ahead, false, true);
+        product(m, Kw, Vw, dH, ldv, CT, CU, ldK, ahead);
+        for (int64_t j = 0; j < l; ++j) scores(t, j), ahead.some(8);
         for (int64_t j = l; j < m; ++j)
             for (uint16_t *rows : {P, dP}) std::memset(rows + j * ldl, 0, sizeof(uint16_t) * static_cast<size_t>(m));
         turned_triangle(m, P, ldl, PT, ldl);
         turned_triangle(m, dP, ldl, dPT, ldl);
-        product<Inner::UP_TO_ROW>(m, Kw, m, dP, ldl, KeyR, dQ, ldK);
-        product<Inner::FROM_ROW>(m, Kw, m, dPT, ldl, QR, dK, ldK);
-        product<Inner::FROM_ROW>(m, Vw, m, PT, ldl, dHR, dV, ldV);
+        product<Inner::UP_TO_ROW>(m, Kw, m, dP, ldl, KeyR, dQ, ldK, ahead);
+        product<Inner::FROM_ROW>(m, Kw, m, dPT, ldl, QR, dK, ldK, ahead);
+        product<Inner::FROM_ROW>(m, Vw, m, PT, ldl, dHR, dV, ldV, ahead);
         if (arrives) {
-            product(m, Kw, Vw, Val, ldv, GCT, KU, ldK);
-            product(m, Vw, Kw, Key, ldk, GCR, VU, ldV);
+            product(m, Kw, Vw, Val, ldv, GCT, KU, ldK, ahead);
+            product(m, Vw, Kw, Key, ldk, GCR, VU, ldV, ahead);
         }
         write(t, l, rho);
 
         for (int64_t j = 0; j < m; ++j) r[j] = j < l ? r[j] * enter[j] : 0.0f;
         turned_and_weighted(m, Kw, QT, r, entering, ldl);
-        product(Kw, Vw, m, entering, ldl, dHR, GC, ldV, true);
+        product(Kw, Vw, m, entering, ldl, dHR, GC, ldV, ahead, true);
         for (int64_t x = 0; x < K; x += W) {
             vf sum = arrives ? load(Gn + x) * gates.decay : vf{};
             for (int64_t j = 0; j < l; ++j) sum += load(Q + j * ldk + x) * (da[j] * enter[j]);
@@ -96,7 +96,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
             for (int64_t y = 0; y < Vw; y += DEPTH) {
                 __m512i rows[SIDE];
                 for (int e = 0; e < SIDE; ++e) {
-                    const float *at = C + (x + e) * V + y;
+                    const float *at = C + (x + e) * ldC + y;
                     rows[e] = x + e < K ? rounded(load_up_to(at, V - y), load_up_to(at + W, V - y - W)) : __m512i{};
                 }
                 turn(rows);
@@ -116,7 +116,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
                     float *at = GC + (x + e) * ldV + y;
                     const vf low = load(at), high = load(at + W);
                     if (x + e < K) {
-                        const float *C = after + (x + e) * V + y;
+                        const float *C = after + (x + e) * ldC + y;
                         first += low * load_up_to(C, V - y), second += high * load_up_to(C + W, V - y - W);
                     }
                     rows[e] = rounded(low, high);
@@ -133,7 +133,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
                 for (int e = 0; e < SIDE; ++e) store_words(turned + e * DEPTH, rows[e]);
             }
         float rho = sum_of(first + second);
-        for (int64_t x = 0; x < K; ++x) rho += Gn[x] * after[K * V + x];
+        for (int64_t x = 0; x < K; ++x) rho += Gn[x] * after[XL_ROWS(K) * ldC + x];
         return rho;
     }
 
@@ -173,6 +173,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
     void write(int64_t t, int64_t l, float rho) {
         float rest = rho;
         for (int64_t j = l - 1; j >= 0; --j) {
+            ahead.some(8);
             const bool exists = gates.exists[j];
             const int64_t to = (row + t + j) * call.H + head;
             uint16_t *dq = static_cast<uint16_t *>(call.dq) + to * K, *dk = static_cast<uint16_t *>(call.dk) + to * K;

@@ -12,29 +12,28 @@ namespace {
 template <typename Element>
 class Forward final : public ForwardSweep<Element> {
   public:
-    Forward(const xl_mlstm_forward &call, int64_t batch, int64_t head)
-        : ForwardSweep<Element>(call, batch, head, pitch(call.V)), ldK(pitch(K)), ldL(pitch(L)) {
+    explicit Forward(const xl_mlstm_forward &call)
+        : ForwardSweep<Element>(call), ldK(pitch(K)), ldV(pitch(V)), ldL(pitch(L)) {
         arena.reserve(Q, L * ldK), arena.reserve(Key, L * ldK), arena.reserve(KeyT, K * ldL);
         arena.reserve(Val, L * ldV), arena.reserve(S, L * ldL), arena.reserve(Y, L * ldV);
-        arena.reserve(C, K * ldV), arena.reserve(n, ldK), arena.reserve(weights, ldL);
+        arena.reserve(weights, ldL);
         arena.allocate();
     }
 
   private:
     using Base = ForwardSweep<Element>;
-    using Base::arena, Base::C, Base::call, Base::gates, Base::head, Base::K, Base::k, Base::L, Base::ldV, Base::n;
+    using Base::ahead, Base::arena, Base::C, Base::call, Base::gates, Base::head, Base::K, Base::k, Base::L, Base::ldC, Base::n, Base::next;
     using Base::normalised, Base::q, Base::row, Base::scale, Base::V, Base::v;
-    const int64_t ldK, ldL;
+    const int64_t ldK, ldV, ldL;
     float *Q, *Key, *KeyT, *Val, *S, *Y, *weights;
 
-    void chunk(int64_t index, int64_t t, int64_t l) override {
-        if (call.states != nullptr) this->keep_memory(index);
+    void chunk(int64_t t, int64_t l) override {
         read_rows(q + t * call.q_strides[1], call.q_strides[1], gates.exists, l, K, Q, ldK);
         read_rows(k + t * call.k_strides[1], call.k_strides[1], gates.exists, l, K, Key, ldK);
         read_rows(v + t * call.v_strides[1], call.v_strides[1], gates.exists, l, V, Val, ldV);
         transpose(l, K, Key, ldK, KeyT, ldL);
-        multiply(l, l, K, {Q, ldK, 1}, KeyT, ldL, S, ldL, 0.0f, true);
-        multiply(l, V, K, {Q, ldK, 1}, C, ldV, Y, ldV, 0.0f);
+        multiply_triangle(l, K, {Q, ldK, 1}, KeyT, ldL, S, ldL, ahead);
+        multiply(l, V, K, {Q, ldK, 1}, C, ldC, Y, ldV, 0.0f, ahead);
 
         Element *h = static_cast<Element *>(call.h) + ((row + t) * call.H + head) * V;
         for (int64_t j = 0; j < l; ++j) {
@@ -50,7 +49,7 @@ class Forward final : public ForwardSweep<Element> {
             for (int64_t x = 0; x < V; x += W) store(sums + x, load(sums + x) * enter);
             if (normalised) gates.row[j] = sum_of(total) + enter * dot(Q + j * ldK, n, K);  // a_j; the row is used up
         }
-        multiply<Inner::UP_TO_ROW>(l, V, l, {S, ldL, 1}, Val, ldV, Y, ldV, 1.0f);
+        multiply<Inner::UP_TO_ROW>(l, V, l, {S, ldL, 1}, Val, ldV, Y, ldV, 1.0f, ahead);
         for (int64_t j = 0; j < l; ++j) {
             float *sums = Y + j * ldV;
             const float factor = this->divide(t, j, gates.row[j]);
@@ -64,7 +63,7 @@ class Forward final : public ForwardSweep<Element> {
 
         for (int64_t j = 0; j < l; ++j)
             for (int64_t x = 0; x < K; x += W) store(Key + j * ldK + x, load(Key + j * ldK + x) * gates.write[j]);
-        multiply(K, V, l, {Key, 1, ldK}, Val, ldV, C, ldV, gates.decay);
+        multiply(K, V, l, {Key, 1, ldK}, Val, ldV, C, next, ldC, gates.decay, ahead);
         if (!normalised) {
             std::memset(n, 0, sizeof(float) * static_cast<size_t>(K));
             return;
@@ -80,14 +79,19 @@ class Forward final : public ForwardSweep<Element> {
 template <typename Task>
 int sweep(const xl_mlstm_forward &call) {
     const int64_t tasks = call.B * call.H;
+    const int threads = static_cast<int>(call.threads < tasks ? call.threads : tasks);
     int failed = 0;
-#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(call.threads)) reduction(max : failed)
-    for (int64_t task = 0; task < tasks; ++task) {
+#pragma omp parallel num_threads(threads) reduction(max : failed)
+    {
+        std::optional<Task> task;
         try {
-            Task(call, task / call.H, task % call.H).run();
+            task.emplace(call);
         } catch (const std::bad_alloc &) {
             failed = XL_NO_MEMORY;
         }
+#pragma omp for schedule(dynamic)
+        for (int64_t at = 0; at < tasks; ++at)
+            if (task) task->run(at / call.H, at % call.H);
     }
     return failed;
 }
@@ -97,7 +101,7 @@ int sweep(const xl_mlstm_forward &call) {
 int mlstm_forward(const xl_mlstm_forward &call) {
     const int64_t borders = (call.T + call.chunk - 1) / call.chunk + 1;
     ask_for_large_pages(
-        call.states, sizeof(float) * static_cast<size_t>(call.B * call.H * borders * call.K * (call.V + 1))
+        call.states, sizeof(float) * static_cast<size_t>(call.B * call.H * borders * XL_SLOT(call.K, call.V))
     );
 #if defined(__AMX_BF16__)
     if (call.bf16) return sweep<ForwardTiles>(call);
