@@ -52,10 +52,11 @@ class Ahead {
 
     void some(int lines) {
         asm volatile("");  // GCC takes a function that does nothing but ask for memory without effect, and drops its calls
-        for (; lines > 0 && now < used; --lines) {
+        while (lines > 0 && now < used) {
             const Part &part = parts[now];
-            __builtin_prefetch(part.at + row * part.stride + line, 0, 2);
-            if ((line += 64) < part.bytes) continue;
+            const char *from = part.at + row * part.stride;
+            for (; lines > 0 && line < part.bytes; --lines, line += 64) __builtin_prefetch(from + line, 0, 2);
+            if (line < part.bytes) return;
             line = 0;
             if (++row == part.count) row = 0, ++now;
         }

@@ -14,13 +14,13 @@ class Backward final : public BackwardSweep<Element> {
   public:
     explicit Backward(const xl_mlstm_backward &call)
         : BackwardSweep<Element>(call, pitch(call.V)), ldK(pitch(K)), ldL(pitch(L)) {
-        for (float **array : {&Q, &Key, &dQ, &dK, &CU}) arena.reserve(*array, L * ldK);
+        for (float **array : {&Q, &Key, &dQ, &dK}) arena.reserve(*array, L * ldK);
         for (float **array : {&Val, &U, &dV}) arena.reserve(*array, L * ldV);
         for (float **array : {&S, &dP}) arena.reserve(*array, L * ldL);
         for (float **array : {&CT, &GCT}) arena.reserve(*array, V * ldK);
         arena.reserve(KeyT, K * ldL), arena.reserve(ValT, V * ldL), arena.reserve(GC, K * ldV);
         for (float **array : {&n, &Gn}) arena.reserve(*array, ldK);
-        for (float **array : {&weights, &da}) arena.reserve(*array, ldL);
+        for (float **array : {&weights, &da, &enter}) arena.reserve(*array, ldL);
         arena.allocate();
     }
 
@@ -29,33 +29,32 @@ class Backward final : public BackwardSweep<Element> {
     using Base::ahead, Base::arena, Base::arrives, Base::call, Base::GC, Base::gates, Base::Gn, Base::head, Base::K, Base::k, Base::L;
     using Base::ldC, Base::ldV, Base::n, Base::normalised, Base::q, Base::row, Base::scale, Base::state, Base::V, Base::v;
     const int64_t ldK, ldL;
-    float *Q, *Key, *KeyT, *Val, *ValT, *U, *S, *dP, *CU, *dQ, *dK, *dV, *CT, *GCT, *weights, *da;
+    float *Q, *Key, *KeyT, *Val, *ValT, *U, *S, *dP, *dQ, *dK, *dV, *CT, *GCT, *weights, *da, *enter;
 
     void chunk(int64_t index, int64_t t, int64_t l) override {
-        read(t, l);
+        for (int64_t j = 0; j < l; ++j) enter[j] = gates.enter[j] * scale;
+        for (int64_t j = 0; j < l; j += W) read(t, j, l - j < W ? l - j : W);
         const float rho = arrives ? across(state(index + 1)) : 0.0f;  // before GC and Gn move on
 
         multiply_triangle(l, K, {Q, ldK, 1}, KeyT, ldL, S, ldL, ahead);
         multiply_triangle(l, V, {U, ldV, 1}, ValT, ldL, dP, ldL, ahead);
         transpose(K, V, state(index), ldC, CT, ldK);
-        multiply(l, K, V, {U, ldV, 1}, CT, ldK, CU, ldK, 0.0f, ahead);
+        multiply(l, K, V, {U, ldV, 1}, CT, ldK, dQ, ldK, NOTHING, ahead);
         for (int64_t j = 0; j < l; ++j) scores(j, l, t);
-
-        keys_and_values(l);
-        for (int64_t j = 0; j < l; ++j)
-            for (int64_t x = 0; x < K; x += W) {
-                const vf memory = load(CU + j * ldK + x) + load(n + x) * da[j];
-                store(dQ + j * ldK + x, memory * (gates.enter[j] * scale));
-            }
-        multiply<Inner::UP_TO_ROW>(l, K, l, {dP, ldL, 1}, Key, ldK, dQ, ldK, 1.0f, ahead);
+        multiply<Inner::UP_TO_ROW>(l, K, l, {dP, ldL, 1}, Key, ldK, dQ, ldK, {enter, 1}, ahead);
+        if (arrives) {
+            transpose(K, V, GC, ldV, GCT, ldK);
+            multiply(l, K, V, {Val, ldV, 1}, GCT, ldK, dK, ldK, NOTHING, ahead);
+            multiply(l, V, K, {Key, ldK, 1}, GC, ldV, dV, ldV, NOTHING, ahead);
+        }
+        const Keep behind = arrives ? Keep{gates.write, 1} : NOTHING;
+        multiply<Inner::FROM_ROW>(l, K, l, {dP, 1, ldL}, Q, ldK, dK, ldK, behind, ahead);
+        multiply<Inner::FROM_ROW>(l, V, l, {S, 1, ldL}, U, ldV, dV, ldV, behind, ahead);
         write(t, l, rho);
 
-        for (int64_t j = 0; j < l; ++j) {
-            const float enter = gates.enter[j] * scale;
-            for (int64_t x = 0; x < V; x += W) store(U + j * ldV + x, load(U + j * ldV + x) * enter);
-            da[j] *= enter;
-        }
-        multiply(K, V, l, {Q, 1, ldK}, U, ldV, GC, ldV, arrives ? gates.decay : 0.0f, ahead);
+        for (int64_t j = 0; j < l; ++j)
+            for (int64_t x = 0; x < K; x += W) store(Q + j * ldK + x, load(Q + j * ldK + x) * enter[j]);
+        multiply(K, V, l, {Q, 1, ldK}, U, ldV, GC, ldV, arrives ? Keep{&gates.decay, 0} : NOTHING, ahead);
         for (int64_t x = 0; x < K; x += W) {
             vf sum = arrives ? load(Gn + x) * gates.decay : vf{};
             for (int64_t j = 0; j < l; ++j) sum += load(Q + j * ldK + x) * da[j];
@@ -63,22 +62,22 @@ class Backward final : public BackwardSweep<Element> {
         }
     }
 
-    void read(int64_t t, int64_t l) {
-        read_rows(q + t * call.q_strides[1], call.q_strides[1], gates.exists, l, K, Q, ldK);
-        read_rows(k + t * call.k_strides[1], call.k_strides[1], gates.exists, l, K, Key, ldK);
-        read_rows(v + t * call.v_strides[1], call.v_strides[1], gates.exists, l, V, Val, ldV);
-        if (call.dh == nullptr) {
-            std::memset(U, 0, sizeof(float) * static_cast<size_t>(l * ldV));
-        } else {
-            read_rows(this->cotangent(t), call.H * V, gates.exists, l, V, U, ldV);
+    void read(int64_t t, int64_t j, int64_t count) {  // rows j and those behind it, turned while they are near
+        const uint8_t *exists = gates.exists + j;
+        const int64_t at = t + j;
+        read_rows(q + at * call.q_strides[1], call.q_strides[1], exists, count, K, Q + j * ldK, ldK);
+        read_rows(k + at * call.k_strides[1], call.k_strides[1], exists, count, K, Key + j * ldK, ldK);
+        transpose(count, K, Key + j * ldK, ldK, KeyT + j, ldL);
+        read_rows(v + at * call.v_strides[1], call.v_strides[1], exists, count, V, Val + j * ldV, ldV);
+        transpose(count, V, Val + j * ldV, ldV, ValT + j, ldL);
+        float *u = U + j * ldV;
+        if (call.dh == nullptr) std::memset(u, 0, sizeof(float) * static_cast<size_t>(count * ldV));
+        else read_rows(this->cotangent(at), call.H * V, exists, count, V, u, ldV);
+        if (!normalised) return;
+        for (int64_t r = 0; r < count; ++r, u += ldV) {
+            const float factor = 1.0f / this->denominator(t, j + r);
+            for (int64_t x = 0; x < V; x += W) store(u + x, load(u + x) * factor);
         }
-        if (normalised)
-            for (int64_t j = 0; j < l; ++j) {
-                const float factor = 1.0f / this->denominator(t, j);
-                for (int64_t x = 0; x < V; x += W) store(U + j * ldV + x, load(U + j * ldV + x) * factor);
-            }
-        transpose(l, K, Key, ldK, KeyT, ldL);
-        transpose(l, V, Val, ldV, ValT, ldL);
     }
 
     float across(const float *after) const {  // <GC, C'> + Gn . n'
@@ -105,7 +104,7 @@ class Backward final : public BackwardSweep<Element> {
             store(score + x, s);
             total += s * load(gradient + x);
         }
-        const float past = normalised ? gates.enter[j] * scale * dot(Q + j * ldK, CU + j * ldK, K) : 0.0f;
+        const float past = normalised ? enter[j] * dot(Q + j * ldK, dQ + j * ldK, K) : 0.0f;
         da[j] = this->slope(t, j, sum_of(total) + past);
         for (int64_t x = 0; x < padded(l); x += W) {
             if (x > j) {
@@ -116,38 +115,35 @@ class Backward final : public BackwardSweep<Element> {
         }
     }
 
-    void keys_and_values(int64_t l) {
-        if (arrives) {
-            transpose(K, V, GC, ldV, GCT, ldK);
-            multiply(l, K, V, {Val, ldV, 1}, GCT, ldK, dK, ldK, 0.0f, ahead);
-            multiply(l, V, K, {Key, ldK, 1}, GC, ldV, dV, ldV, 0.0f, ahead);
-            for (int64_t j = 0; j < l; ++j) {
-                const float weight = gates.write[j];
-                for (int64_t x = 0; x < K; x += W)
-                    store(dK + j * ldK + x, (load(dK + j * ldK + x) + load(Gn + x)) * weight);
-                for (int64_t x = 0; x < V; x += W) store(dV + j * ldV + x, load(dV + j * ldV + x) * weight);
-            }
-        }
-        multiply<Inner::FROM_ROW>(l, K, l, {dP, 1, ldL}, Q, ldK, dK, ldK, arrives ? 1.0f : 0.0f, ahead);
-        multiply<Inner::FROM_ROW>(l, V, l, {S, 1, ldL}, U, ldV, dV, ldV, arrives ? 1.0f : 0.0f, ahead);
-    }
-
     // The chunk's gradients go out; those of the gates are made of the unrounded rows.
     void write(int64_t t, int64_t l, float rho) {
         float rest = rho;
         for (int64_t j = l - 1; j >= 0; --j) {
-            if (!gates.exists[j]) {
+            const int64_t to = (row + t + j) * call.H + head;
+            float q_dq = 0.0f, k_dk = 0.0f;
+            if (gates.exists[j]) {
+                q_dq = with(dQ + j * ldK, n, enter[j] * da[j], Q + j * ldK);
+                k_dk = with(dK + j * ldK, Gn, arrives ? gates.write[j] : 0.0f, Key + j * ldK);
+            } else {
                 std::memset(dQ + j * ldK, 0, sizeof(float) * static_cast<size_t>(K));
                 std::memset(dK + j * ldK, 0, sizeof(float) * static_cast<size_t>(K));
                 std::memset(dV + j * ldV, 0, sizeof(float) * static_cast<size_t>(V));
             }
-            const float own = gates.exists[j] ? dot(Key + j * ldK, dK + j * ldK, K) : 0.0f;
-            this->gate_gradients(t, j, dot(Q + j * ldK, dQ + j * ldK, K), own, rest);
-            const int64_t to = (row + t + j) * call.H + head;
+            this->gate_gradients(t, j, q_dq, k_dk, rest);
             write_row(dQ + j * ldK, static_cast<Element *>(call.dq) + to * K, K);
             write_row(dK + j * ldK, static_cast<Element *>(call.dk) + to * K, K);
             write_row(dV + j * ldV, static_cast<Element *>(call.dv) + to * V, V);
         }
+    }
+
+    float with(float *gradient, const float *more, float weight, const float *x) const {  // what n gives, and the product with x
+        vf sum = {};
+        for (int64_t e = 0; e < K; e += W) {
+            const vf whole = load(gradient + e) + load(more + e) * weight;
+            store(gradient + e, whole);
+            sum += whole * load(x + e);
+        }
+        return sum_of(sum);
     }
 };
 

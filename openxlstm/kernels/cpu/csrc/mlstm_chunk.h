@@ -154,18 +154,10 @@ inline void read_rows(
 }
 
 template <typename Element>
-inline void write_row(const float *from, Element *to, int64_t count) {
+inline void write_row(const float *from, Element *to, int64_t count, float factor = 1.0f) {
     int64_t x = 0;
-    for (; x + W <= count; x += W) store_some(to + x, load(from + x), W);
-    if (x < count) store_some(to + x, load(from + x), static_cast<int>(count - x));
-}
-
-inline float sum_of(vf x) {  // in pairs, so that its additions do not wait for each other
-    float lanes[W];
-    store(lanes, x);
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int e = 0; e < half; ++e) lanes[e] += lanes[e + half];
-    return lanes[0];
+    for (; x + W <= count; x += W) store_some(to + x, load(from + x) * factor, W);
+    if (x < count) store_some(to + x, load(from + x) * factor, static_cast<int>(count - x));
 }
 
 template <typename Number>

@@ -28,42 +28,32 @@ class Forward final : public ForwardSweep<Element> {
     float *Q, *Key, *KeyT, *Val, *S, *Y, *weights;
 
     void chunk(int64_t t, int64_t l) override {
-        read_rows(q + t * call.q_strides[1], call.q_strides[1], gates.exists, l, K, Q, ldK);
-        read_rows(k + t * call.k_strides[1], call.k_strides[1], gates.exists, l, K, Key, ldK);
-        read_rows(v + t * call.v_strides[1], call.v_strides[1], gates.exists, l, V, Val, ldV);
-        transpose(l, K, Key, ldK, KeyT, ldL);
+        for (int64_t j = 0; j < l; j += W) read(t, j, l - j < W ? l - j : W);
         multiply_triangle(l, K, {Q, ldK, 1}, KeyT, ldL, S, ldL, ahead);
-        multiply(l, V, K, {Q, ldK, 1}, C, ldC, Y, ldV, 0.0f, ahead);
-
-        Element *h = static_cast<Element *>(call.h) + ((row + t) * call.H + head) * V;
         for (int64_t j = 0; j < l; ++j) {
             gates.weigh(j, padded(l), weights);
-            float *scores = S + j * ldL, *sums = Y + j * ldV;
+            float *scores = S + j * ldL;
             vf total = {};
             for (int64_t x = 0; x < padded(l); x += W) {
                 const vf score = x <= j ? load(scores + x) * (load(weights + x) * scale) : vf{};
                 store(scores + x, score);
                 total += score;
             }
-            const float enter = gates.enter[j] * scale;
-            for (int64_t x = 0; x < V; x += W) store(sums + x, load(sums + x) * enter);
-            if (normalised) gates.row[j] = sum_of(total) + enter * dot(Q + j * ldK, n, K);  // a_j; the row is used up
+            gates.enter[j] *= scale;
+            if (normalised) gates.row[j] = sum_of(total) + gates.enter[j] * dot(Q + j * ldK, n, K);  // a_j; the row is used up
         }
-        multiply<Inner::UP_TO_ROW>(l, V, l, {S, ldL, 1}, Val, ldV, Y, ldV, 1.0f, ahead);
-        for (int64_t j = 0; j < l; ++j) {
-            float *sums = Y + j * ldV;
+        multiply(l, V, K, {Q, ldK, 1}, C, ldC, Y, ldV, NOTHING, ahead);
+        multiply<Inner::UP_TO_ROW>(l, V, l, {S, ldL, 1}, Val, ldV, Y, ldV, {gates.enter, 1}, ahead);
+        Element *h = static_cast<Element *>(call.h) + ((row + t) * call.H + head) * V;
+        for (int64_t j = 0; j < l; ++j, h += call.H * V) {
             const float factor = this->divide(t, j, gates.row[j]);
-            if (gates.exists[j]) {
-                for (int64_t x = 0; x < V; x += W) store(sums + x, load(sums + x) * factor);
-            } else {
-                std::memset(sums, 0, sizeof(float) * static_cast<size_t>(V));
-            }
-            write_row(sums, h + j * call.H * V, V);
+            if (gates.exists[j]) write_row(Y + j * ldV, h, V, factor);
+            else std::memset(h, 0, sizeof(Element) * static_cast<size_t>(V));
         }
 
         for (int64_t j = 0; j < l; ++j)
             for (int64_t x = 0; x < K; x += W) store(Key + j * ldK + x, load(Key + j * ldK + x) * gates.write[j]);
-        multiply(K, V, l, {Key, 1, ldK}, Val, ldV, C, next, ldC, gates.decay, ahead);
+        multiply(K, V, l, {Key, 1, ldK}, Val, ldV, C, next, ldC, {&gates.decay, 0}, ahead);
         if (!normalised) {
             std::memset(n, 0, sizeof(float) * static_cast<size_t>(K));
             return;
@@ -73,6 +63,15 @@ class Forward final : public ForwardSweep<Element> {
             for (int64_t j = 0; j < l; ++j) sum += load(Key + j * ldK + x);
             store(n + x, sum);
         }
+    }
+
+    void read(int64_t t, int64_t j, int64_t count) {  // rows j and those behind it, turned while they are near
+        const uint8_t *exists = gates.exists + j;
+        t += j;
+        read_rows(q + t * call.q_strides[1], call.q_strides[1], exists, count, K, Q + j * ldK, ldK);
+        read_rows(k + t * call.k_strides[1], call.k_strides[1], exists, count, K, Key + j * ldK, ldK);
+        transpose(count, K, Key + j * ldK, ldK, KeyT + j, ldL);
+        read_rows(v + t * call.v_strides[1], call.v_strides[1], exists, count, V, Val + j * ldV, ldV);
     }
 };
 

@@ -20,12 +20,25 @@ struct Left {
     int64_t row, inner;  // strides
 };
 
+// What of C is kept: a factor, one for all rows (step 0) or one for each (step 1). 0 forgets even what is not finite.
+struct Keep {
+    const float *at;
+    int64_t step;
+};
+constexpr float ZERO = 0.0f, ONE = 1.0f;
+constexpr Keep NOTHING = {&ZERO, 0}, EVERYTHING = {&ONE, 0};
+
 template <int COUNT, int VECTORS>
-static inline void tile(int64_t begin, int64_t end, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc, float keep) {
+static inline void tile(int64_t begin, int64_t end, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc, Keep keep) {
     vf sums[COUNT][VECTORS];
-    XL_UNROLL for (int r = 0; r < COUNT; ++r)
-        XL_UNROLL for (int s = 0; s < VECTORS; ++s)
-            sums[r][s] = keep == 0.0f ? vf{} : load(old + r * ldc + s * W) * keep;  // 0 forgets even what is not finite
+    XL_UNROLL for (int r = 0; r < COUNT; ++r) {
+        const float factor = keep.at[r * keep.step];
+        if (factor == 0.0f) {
+            XL_UNROLL for (int s = 0; s < VECTORS; ++s) sums[r][s] = vf{};
+        } else {
+            XL_UNROLL for (int s = 0; s < VECTORS; ++s) sums[r][s] = load(old + r * ldc + s * W) * factor;
+        }
+    }
     const float *left = a.at + begin * a.inner;
     b += begin * ldb;
     for (int64_t l = begin; l < end; ++l, left += a.inner, b += ldb) {
@@ -39,18 +52,19 @@ static inline void tile(int64_t begin, int64_t end, Left a, const float *b, int6
 }
 
 template <Inner INNER, int COUNT, int VECTORS>
-static inline void rows(int64_t first, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc, float keep) {
+static inline void rows(int64_t first, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc, Keep keep) {
     const int64_t begin = INNER == Inner::FROM_ROW ? first : 0;
     const int64_t last = first + COUNT;
     const int64_t end = INNER == Inner::UP_TO_ROW && last < inner ? last : inner;
-    tile<COUNT, VECTORS>(begin, end, {a.at + first * a.row, a.row, a.inner}, b, ldb, old + first * ldc, c + first * ldc, ldc, keep);
+    tile<COUNT, VECTORS>(begin, end, {a.at + first * a.row, a.row, a.inner}, b, ldb, old + first * ldc, c + first * ldc, ldc,
+        {keep.at + first * keep.step, keep.step});
 }
 
 // Rows `from` to M of a panel of columns.
 template <Inner INNER, int VECTORS>
 static inline void columns(
     int64_t from, int64_t M, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc,
-    float keep, Ahead &ahead
+    Keep keep, Ahead &ahead
 ) {
     int64_t i = from;
     for (; i + ROWS <= M; i += ROWS) {
@@ -70,7 +84,7 @@ static inline void columns(
 template <Inner INNER>
 static inline void panel(
     int64_t vectors, int64_t from, int64_t M, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c,
-    int64_t ldc, float keep, Ahead &ahead
+    int64_t ldc, Keep keep, Ahead &ahead
 ) {
     switch (vectors) {
         case 1: columns<INNER, 1>(from, M, inner, a, b, ldb, old, c, ldc, keep, ahead); break;
@@ -84,7 +98,7 @@ static inline void panel(
 template <Inner INNER = Inner::ALL>
 static void multiply(
     int64_t M, int64_t N, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc,
-    float keep, Ahead &ahead
+    Keep keep, Ahead &ahead
 ) {
     for (int64_t first = 0; first < N; first += 4 * W) {
         const int64_t vectors = (N - first + W - 1) / W;
@@ -95,7 +109,7 @@ static void multiply(
 // C = keep C + A B
 template <Inner INNER = Inner::ALL>
 static void multiply(
-    int64_t M, int64_t N, int64_t inner, Left a, const float *b, int64_t ldb, float *c, int64_t ldc, float keep, Ahead &ahead
+    int64_t M, int64_t N, int64_t inner, Left a, const float *b, int64_t ldb, float *c, int64_t ldc, Keep keep, Ahead &ahead
 ) {
     multiply<INNER>(M, N, inner, a, b, ldb, c, c, ldc, keep, ahead);
 }
@@ -108,7 +122,7 @@ static void multiply_triangle(
         const int64_t end = i + ROWS < M ? i + ROWS : M;
         for (int64_t first = 0; first < end; first += 4 * W) {
             const int64_t vectors = (end - first + W - 1) / W;
-            panel<Inner::ALL>(vectors, i, end, inner, a, b + first, ldb, c + first, c + first, ldc, 0.0f, ahead);
+            panel<Inner::ALL>(vectors, i, end, inner, a, b + first, ldb, c + first, c + first, ldc, NOTHING, ahead);
         }
     }
 }
@@ -124,6 +138,17 @@ static inline void exchange(vf &a, vf &b, std::index_sequence<J...>) {
     const vf high = __builtin_shuffle(a, b, vi{static_cast<int>((J & STEP) ? W + J : (J | STEP))...});
 #endif
     a = low, b = high;
+}
+
+template <int HALF = W / 2>
+static inline float sum_of(vf x) {
+    if constexpr (HALF == 0) {
+        return x[0];
+    } else {
+        vf other = x;
+        exchange<HALF>(x, other, std::make_index_sequence<W>{});  // the lower halves, the upper halves
+        return sum_of<HALF / 2>(x + other);
+    }
 }
 
 template <int STEP>
