@@ -18,8 +18,7 @@ class Backward final : public BackwardSweep<Element> {
         for (float **array : {&Val, &U, &dV}) arena.reserve(*array, L * ldV);
         for (float **array : {&S, &dP}) arena.reserve(*array, L * ldL);
         for (float **array : {&CT, &GCT}) arena.reserve(*array, V * ldK);
-        arena.reserve(KeyT, K * ldL), arena.reserve(ValT, V * ldL), arena.reserve(GC, K * ldV);
-        for (float **array : {&n, &Gn}) arena.reserve(*array, ldK);
+        arena.reserve(KeyT, K * ldL), arena.reserve(ValT, V * ldL);
         for (float **array : {&weights, &da, &enter}) arena.reserve(*array, ldL);
         arena.allocate();
     }
@@ -100,9 +99,11 @@ class Backward final : public BackwardSweep<Element> {
         float *score = S + j * ldL, *gradient = dP + j * ldL;
         vf total = {};
         for (int64_t x = 0; x <= j; x += W) {
-            const vf weight = load(weights + x) * scale, s = load(score + x) * weight;
-            store(score + x, s);
-            total += s * load(gradient + x);
+            const vi stand = gates.stand(j, x);
+            const vf s = stand ? load(score + x) * (load(weights + x) * scale) : vf{};
+            const vf g = stand ? load(gradient + x) : vf{};
+            store(score + x, s), store(gradient + x, g);
+            total += s * g;
         }
         const float past = normalised ? enter[j] * dot(Q + j * ldK, dQ + j * ldK, K) : 0.0f;
         da[j] = this->slope(t, j, sum_of(total) + past);

@@ -26,6 +26,7 @@ class BackwardSweep {
         : call(call), K(call.K), V(call.V), L(call.chunk), ldV(ldV), ldC(XL_PITCH(V)), chunks((call.T + L - 1) / L),
           scale(1.0f / std::sqrt(static_cast<float>(K))), normalised(call.input_gate != 1) {
         gates.reserve(arena, L);
+        arena.reserve(GC, XL_ROWS(K) * ldV), arena.reserve(n, XL_ROWS(K)), arena.reserve(Gn, XL_ROWS(K));
     }
 
     void run(int64_t batch, int64_t of) {
@@ -35,13 +36,13 @@ class BackwardSweep {
         v = static_cast<const Element *>(call.v) + batch * call.v_strides[0] + head * call.v_strides[2];
         const int64_t KV = K * V;
         arrives = call.dC != nullptr || call.dn != nullptr;  // a gradient from behind
-        for (int64_t x = 0; x < K; ++x) {
-            const size_t bytes = sizeof(float) * static_cast<size_t>(V);
-            if (call.dC != nullptr) std::memcpy(GC + x * ldV, call.dC + at * KV + x * V, bytes);
-            else std::memset(GC + x * ldV, 0, bytes);
-        }
-        for (int64_t x = 0; x < K; ++x)  // n is a constant without a normaliser
-            Gn[x] = call.dn != nullptr && normalised ? call.dn[at * K + x] : 0.0f;
+        std::memset(GC, 0, sizeof(float) * static_cast<size_t>(XL_ROWS(K) * ldV));
+        std::memset(Gn, 0, sizeof(float) * static_cast<size_t>(XL_ROWS(K)));
+        if (call.dC != nullptr)
+            for (int64_t x = 0; x < K; ++x)
+                std::memcpy(GC + x * ldV, call.dC + at * KV + x * V, sizeof(float) * static_cast<size_t>(V));
+        if (call.dn != nullptr && normalised)  // n is a constant without a normaliser
+            std::memcpy(Gn, call.dn + at * K, sizeof(float) * static_cast<size_t>(K));
         for (int64_t index = chunks - 1; index >= 0; --index) {
             const int64_t t = index * L, l = call.T - t < L ? call.T - t : L, gate_at = (row + t) * call.H + head;
             gates.compute(

@@ -26,8 +26,6 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
         for (float **array : {&S, &D}) arena.reserve(*array, M * ldS);
         for (float **array : {&dQ, &dK, &CU, &KU}) arena.reserve(*array, M * ldK);
         for (float **array : {&dV, &VU}) arena.reserve(*array, M * ldV);
-        arena.reserve(GC, Kw * ldV);
-        for (float **array : {&n, &Gn}) arena.reserve(*array, Kw);
         for (float **array : {&r, &da, &enter}) arena.reserve(*array, M);
         arena.allocate();
     }

@@ -136,15 +136,15 @@ struct Gates {
     static vf log_sigmoid(vf x) { return at_most(x, 0.0f) - vlog1p(vexp(-absolute(x))); }
 };
 
-// L rows of `count` elements, `stride` apart, as fp32 with a pitch of ld; rows that do not exist are zeros, since 0 times
-// what stands in padding may be NaN.
+// L rows of `count` elements, `stride` apart, as fp32 with a pitch of ld. Rows that do not exist are zeros, and so is the rest
+// of a last vector: 0 times what stands there may be NaN.
 template <typename Element>
 inline void read_rows(
     const Element *from, int64_t stride, const uint8_t *exists, int64_t L, int64_t count, float *to, int64_t ld
 ) {
     for (int64_t t = 0; t < L; ++t, from += stride, to += ld) {
         if (!exists[t]) {
-            std::memset(to, 0, sizeof(float) * static_cast<size_t>(count));
+            std::memset(to, 0, sizeof(float) * static_cast<size_t>(padded(count)));
             continue;
         }
         int64_t x = 0;

@@ -35,7 +35,7 @@ class Forward final : public ForwardSweep<Element> {
             float *scores = S + j * ldL;
             vf total = {};
             for (int64_t x = 0; x < padded(l); x += W) {
-                const vf score = x <= j ? load(scores + x) * (load(weights + x) * scale) : vf{};
+                const vf score = gates.stand(j, x) ? load(scores + x) * (load(weights + x) * scale) : vf{};
                 store(scores + x, score);
                 total += score;
             }

@@ -32,6 +32,7 @@ class ForwardSweep {
         C = memory(0);
         for (int64_t x = 0; x < K; ++x)
             std::memcpy(C + x * ldC, call.C + at * KV + x * V, sizeof(float) * static_cast<size_t>(V));
+        std::memset(n, 0, sizeof(float) * static_cast<size_t>(XL_ROWS(K)));  // what the task before left may be NaN
         std::memcpy(n, call.n + at * K, sizeof(float) * static_cast<size_t>(K));
         float m = call.m[at];
         for (int64_t t = 0, index = 0; t < call.T; t += L, ++index) {
