@@ -110,10 +110,11 @@ void linear(int isa, int64_t rows, int64_t width, int64_t out, int64_t format, i
 
 int main() {
     for (int isa = 0; isa <= xl_best_isa(); ++isa) {
+        std::printf("%d ", isa);
         for (int64_t T : {1, 2, 17, 70})
             for (int64_t K : {1, 5, 16, 33}) {
                 mlstm<float>(isa, T, K, K + 2, 16, T % 3);
-                mlstm<uint16_t>(isa, T, K + 1, K, 64, 0);
+                mlstm<uint16_t>(isa, T, K + 1, K, 64, T % 3);
                 slstm<float>(isa, T, K);
                 slstm<uint16_t>(isa, T, K);
             }

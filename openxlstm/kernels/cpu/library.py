@@ -1,6 +1,6 @@
 """The native library: found beside this file if it was built, loaded at the first question, never compiled here.
 
-`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16, amx): each can be tested wherever it runs.
+`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16, amx), so that each is tested wherever it runs.
 """
 
 from __future__ import annotations
@@ -119,6 +119,11 @@ class Native:
     def name(self) -> str:
         """Of the instruction set."""
         return ISAS[self.isa]
+
+    @property
+    def refused_amx(self) -> bool:
+        """Whether the processor has AMX and the operating system keeps it from this process."""
+        return bool(self.library.xl_has_amx() == 2)
 
     def slstm_forward(self, call: SlstmForward) -> None:
         """Run one forward sweep."""

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.kernels.cpu.library import MlstmBackward, MlstmForward, pointer, slot, threads
+from openxlstm.kernels.cpu.library import MlstmBackward, MlstmForward, Native, native, pointer, slot, threads
 from openxlstm.kernels.cpu.ops import _fp32, _lib, _library, _plain
 from openxlstm.kernels.torch.ops import once
 
+_FOUND = native()
+_TILES = (
+    isinstance(_FOUND, Native) and _FOUND.name == "amx"
+)  # products are cheap then, and what is left costs by the chunk
 INPUT_GATES = ("exp", "sigmoid", "sigmoid_normalized")  # by number, as csrc/openxlstm.h has them
 
 _lib.define(
@@ -28,9 +32,9 @@ _lib.define(
 )
 
 
-def best_chunk(K: int, V: int) -> int:
+def best_chunk(K: int, V: int, dtype: torch.dtype) -> int:
     """The chunk length that was fastest (docs/log.md): scores cost L (K + V) a step, reading and writing C K V / L."""
-    return 64 if K * V <= 128 * 256 else 128
+    return 128 if K * V > 128 * 256 or (_TILES and dtype == torch.bfloat16) else 64
 
 
 def _rows(*tensors: Tensor) -> list[Tensor]:

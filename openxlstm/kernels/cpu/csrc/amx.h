@@ -37,6 +37,12 @@ inline __m512i rounded(vf first, vf second) {
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
 }
 
+inline vf widened(__m256i words) { return reinterpret_cast<vf>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16)); }
+
+inline vf through_bf16(vf x) {
+    return widened(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x))));
+}
+
 inline void store_rounded(uint16_t *to, vf x, int64_t count) {
     const __m256i words = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
     if (count >= SIDE) {

@@ -130,7 +130,7 @@ class Backward final : public BackwardSweep<Element> {
                 std::memset(dK + j * ldK, 0, sizeof(float) * static_cast<size_t>(K));
                 std::memset(dV + j * ldV, 0, sizeof(float) * static_cast<size_t>(V));
             }
-            this->gate_gradients(t, j, q_dq, k_dk, rest);
+            this->gate_gradients(t, j, q_dq - k_dk, k_dk, rest);
             write_row(dQ + j * ldK, static_cast<Element *>(call.dq) + to * K, K);
             write_row(dK + j * ldK, static_cast<Element *>(call.dk) + to * K, K);
             write_row(dV + j * ldV, static_cast<Element *>(call.dv) + to * V, V);

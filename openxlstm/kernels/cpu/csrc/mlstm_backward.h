@@ -108,10 +108,10 @@ class BackwardSweep {
         return (a(t, j) < 0.0f ? e : -e) / denominator(t, j);
     }
 
-    // Gates from the last row to the first: `rest` is what the rows behind j have added up to.
-    void gate_gradients(int64_t t, int64_t j, float q_dq, float k_dk, float &rest) const {
+    // Gates from the last row to the first: `rest` is what the rows behind j have added up to, `change` q_j . dq_j - p_j.
+    void gate_gradients(int64_t t, int64_t j, float change, float k_dk, float &rest) const {
         const int64_t to = (row + t + j) * call.H + head;
-        rest += q_dq - k_dk;
+        rest += change;
         const bool counts = gates.exists[j] && !gates.fresh[j];
         call.di[to] = k_dk * gates.di_dx[j];
         call.df[to] = counts ? rest * gates.df_dx[j] : 0.0f;

@@ -3,6 +3,10 @@
 // q, k, v and dh are exact operands: 1 / d_j, written r_j here, multiplies sums instead of dh. P r, dP, the weighted queries, C
 // and GC are rounded to bf16 for the products that they enter; C and GC themselves, gates, n, a, e, da, rho and all sums are
 // fp32, and the gates' gradients are made of unrounded rows.
+// e is a small difference of large terms wherever h is nearly orthogonal to dh, so C enters its product in two parts.
+//
+// Where a gate forgets nearly everything, <GC, C'> and the sum of p_j nearly cancel, and a gradient of log_f is what is left.
+// So both are of the same rounded numbers: GC as it enters the products, and the weighted keys as they have entered C'.
 #pragma once
 
 #include "amx.h"
@@ -22,7 +26,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
         arena.reserve(entering, Kw * ldl);
         for (uint16_t **right : {&KeyT, &QT, &KeyR, &QR}) arena.reserve(*right, M * Kw);
         for (uint16_t **right : {&ValT, &dHR}) arena.reserve(*right, M * Vw);
-        for (uint16_t **right : {&CT, &GCT, &GCR}) arena.reserve(*right, Kw * Vw);
+        for (uint16_t **right : {&CT, &CRest, &GCT, &GCR}) arena.reserve(*right, Kw * Vw);
         for (float **array : {&S, &D}) arena.reserve(*array, M * ldS);
         for (float **array : {&dQ, &dK, &CU, &KU}) arena.reserve(*array, M * ldK);
         for (float **array : {&dV, &VU}) arena.reserve(*array, M * ldV);
@@ -34,7 +38,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
     const int64_t M, Kw, Vw, ldK, ldS, ldk, ldv, ldl;  // whole sizes; pitches of fp32 rows, and in lower case of bf16 rows
     uint16_t *Q, *Key, *Val, *dH;                      // rows, which are left operands too
     uint16_t *P, *dP, *PT, *dPT, *entering;            // left operands: P r, dP; the same turned; weighted queries, turned
-    uint16_t *KeyT, *QT, *KeyR, *QR, *ValT, *dHR, *CT, *GCT, *GCR;  // right operands: X^T, or R for X as it is
+    uint16_t *KeyT, *QT, *KeyR, *QR, *ValT, *dHR, *CT, *CRest, *GCT, *GCR;  // right operands: X^T, or R for X as it is
     float *S, *D;                                      // q . k and dh . v
     float *dQ, *dK, *dV;                               // what the chunk gives to the gradients
     float *CU, *KU, *VU;                               // C dh, GC v, GC^T k: what stands outside of it does
@@ -49,6 +53,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
         product(m, m, Kw, Q, ldk, KeyT, S, ldS, ahead, false, true);
         product(m, m, Vw, dH, ldv, ValT, D, ldS, ahead, false, true);
         product(m, Kw, Vw, dH, ldv, CT, CU, ldK, ahead);
+        product(m, Kw, Vw, dH, ldv, CRest, CU, ldK, ahead, true);
         for (int64_t j = 0; j < l; ++j) scores(t, j), ahead.some(8);
         for (int64_t j = l; j < m; ++j)
             for (uint16_t *rows : {P, dP}) std::memset(rows + j * ldl, 0, sizeof(uint16_t) * static_cast<size_t>(m));
@@ -88,18 +93,25 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
         for (int64_t j = 0; j < l; ++j) r[j] = 1.0f / denominator(t, j), enter[j] = gates.enter[j] * scale;
     }
 
-    // C^T as a right operand.
+    // C^T as a right operand, and what rounding it left over as another.
     void pack_memory(const float *C) {
         for (int64_t x = 0; x < Kw; x += SIDE)
             for (int64_t y = 0; y < Vw; y += DEPTH) {
-                __m512i rows[SIDE];
+                __m512i rows[SIDE], rest[SIDE];
                 for (int e = 0; e < SIDE; ++e) {
                     const float *at = C + (x + e) * ldC + y;
-                    rows[e] = x + e < K ? rounded(load_up_to(at, V - y), load_up_to(at + W, V - y - W)) : __m512i{};
+                    const bool there = x + e < K;
+                    const vf low = load_up_to(at, there ? V - y : 0), high = load_up_to(at + W, there ? V - y - W : 0);
+                    rows[e] = rounded(low, high);
+                    const vf first = widened(_mm512_castsi512_si256(rows[e]));
+                    const vf second = widened(_mm512_extracti64x4_epi64(rows[e], 1));
+                    rest[e] = rounded(low - first, high - second);
                 }
-                turn(rows);
-                uint16_t *to = CT + x / SIDE * (Vw / DEPTH) * TILE + y / DEPTH * TILE;
-                for (int e = 0; e < SIDE; ++e) store_words(to + e * DEPTH, rows[e]);
+                turn(rows), turn(rest);
+                const int64_t to = x / SIDE * (Vw / DEPTH) * TILE + y / DEPTH * TILE;
+                for (int e = 0; e < SIDE; ++e) {
+                    store_words(CT + to + e * DEPTH, rows[e]), store_words(CRest + to + e * DEPTH, rest[e]);
+                }
             }
     }
 
@@ -113,11 +125,12 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
                 for (int e = 0; e < SIDE; ++e) {
                     float *at = GC + (x + e) * ldV + y;
                     const vf low = load(at), high = load(at + W);
+                    rows[e] = rounded(low, high);
                     if (x + e < K) {
                         const float *C = after + (x + e) * ldC + y;
-                        first += low * load_up_to(C, V - y), second += high * load_up_to(C + W, V - y - W);
+                        first += widened(_mm512_castsi512_si256(rows[e])) * load_up_to(C, V - y);
+                        second += widened(_mm512_extracti64x4_epi64(rows[e], 1)) * load_up_to(C + W, V - y - W);
                     }
-                    rows[e] = rounded(low, high);
                     store(at, decay == 0.0f ? vf{} : low * decay), store(at + W, decay == 0.0f ? vf{} : high * decay);
                 }
                 uint16_t *plain = GCR + y / SIDE * (Kw / DEPTH) * TILE + x / DEPTH * TILE + x % DEPTH * SIDE;
@@ -177,13 +190,21 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
             uint16_t *dq = static_cast<uint16_t *>(call.dq) + to * K, *dk = static_cast<uint16_t *>(call.dk) + to * K;
             uint16_t *dv = static_cast<uint16_t *>(call.dv) + to * V;
             const float memory = enter[j] * r[j], past = enter[j] * da[j], weight = gates.write[j];
-            vf q_dq = {}, k_dk = {};
+            vf k_dk = {}, change = {};
             for (int64_t x = 0; x < K; x += W) {
+                const vf key = load(Key + j * ldk + x);
                 vf by_q = load(dQ + j * ldK + x) + load(CU + j * ldK + x) * memory + load(n + x) * past;
-                vf by_k = load(dK + j * ldK + x);
-                if (arrives) by_k += (load(KU + j * ldK + x) + load(Gn + x)) * weight;
-                if (!exists) by_q = vf{}, by_k = vf{};
-                q_dq += load(Q + j * ldk + x) * by_q, k_dk += load(Key + j * ldk + x) * by_k;
+                vf by_k = load(dK + j * ldK + x), entered = {};
+                if (arrives) {
+                    by_k += load(Gn + x) * weight;
+                    change -= key * by_k + through_bf16(key * weight) * load(KU + j * ldK + x);
+                    entered = load(KU + j * ldK + x) * weight;
+                } else {
+                    change -= key * by_k;
+                }
+                by_k += entered;
+                if (!exists) by_q = vf{}, by_k = vf{}, change = vf{};
+                change += load(Q + j * ldk + x) * by_q, k_dk += key * by_k;
                 store_rounded(dq + x, by_q, K - x), store_rounded(dk + x, by_k, K - x);
             }
             for (int64_t x = 0; x < V; x += W) {
@@ -191,7 +212,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
                 if (arrives) by_v += load(VU + j * ldV + x) * weight;
                 store_rounded(dv + x, exists ? by_v : vf{}, V - x);
             }
-            gate_gradients(t, j, sum_of(q_dq), sum_of(k_dk), rest);
+            gate_gradients(t, j, sum_of(change), sum_of(k_dk), rest);
         }
     }
 };
