@@ -1,6 +1,6 @@
 """The native library: found beside this file if it was built, loaded at the first question, never compiled here.
 
-`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16, amx), so that each is tested wherever it runs.
+`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16, amx), so that each can be tested.
 """
 
 from __future__ import annotations
