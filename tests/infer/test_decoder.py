@@ -110,7 +110,7 @@ def test_blocks_are_multiplied_as_their_numbers(
 
     Where bytes are multiplied, activations have 15 bits; that is a hundred times finer than what the weights have lost.
     """
-    limit = 1e-3 if isa.name == "avx512_bf16" and kind in ("q8_0", "q4_0") else 2e-5
+    limit = 1e-3 if isa.name in ("avx512_bf16", "amx") and kind in ("q8_0", "q4_0") else 2e-5
     gguf = pytest.importorskip("gguf")
     monkeypatch.setattr(decoders, "native", lambda: isa)
     types = {"q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "bf16": "BF16", "f32": "F32"}

@@ -54,7 +54,7 @@ void mlstm(int isa, int64_t T_, int64_t K, int64_t V, int64_t chunk, int64_t gat
     auto C = numbers<float>(B * H * K * V), n = numbers<float>(B * H * K), m = numbers<float>(B * H);
     auto h = numbers<T>(B * T_ * H * V), dq = q, dk = k, dv = v;
     auto C1 = C, n1 = n, m1 = m, dC0 = C, dn0 = n, a = i, di = i, df = i;
-    auto states = numbers<float>(B * H * (chunks + 1) * K * (V + 1)), stabilisers = numbers<float>(B * H * chunks);
+    auto states = numbers<float>(B * H * (chunks + 1) * XL_SLOT(K, V)), stabilisers = numbers<float>(B * H * chunks);
     const bool bf16 = sizeof(T) == 2;
     xl_mlstm_forward fw = {
         B, T_, H, K, V, 2, bf16, gate, chunk, {T_ * H * K, H * K, K}, {T_ * H * K, H * K, K}, {T_ * H * V, H * V, V}, 1e-6,
@@ -110,10 +110,11 @@ void linear(int isa, int64_t rows, int64_t width, int64_t out, int64_t format, i
 
 int main() {
     for (int isa = 0; isa <= xl_best_isa(); ++isa) {
+        std::printf("%d ", isa);
         for (int64_t T : {1, 2, 17, 70})
             for (int64_t K : {1, 5, 16, 33}) {
                 mlstm<float>(isa, T, K, K + 2, 16, T % 3);
-                mlstm<uint16_t>(isa, T, K + 1, K, 64, 0);
+                mlstm<uint16_t>(isa, T, K + 1, K, 64, T % 3);
                 slstm<float>(isa, T, K);
                 slstm<uint16_t>(isa, T, K);
             }

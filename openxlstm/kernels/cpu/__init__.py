@@ -56,7 +56,7 @@ def mlstm(
     inputs = (q, k, v, i, f, state.C, state.n)
     refuse_forward_mode(*inputs)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    length = mlstm_ops.best_chunk(q.shape[-1], v.shape[-1]) if chunk is None else min(chunk, LONGEST_CHUNK)
+    length = mlstm_ops.best_chunk(q.shape[-1], v.shape[-1], q.dtype) if chunk is None else min(chunk, LONGEST_CHUNK)
     h, C, n, m, *_kept = torch.ops.openxlstm_cpu.mlstm(
         *inputs, state.m.detach(), reset, mask, input_gate, eps, length, save
     )
@@ -121,7 +121,8 @@ def about() -> str:
     """What serves, for people: the instruction set, or why there is none."""
     if isinstance(_FOUND, str):
         return _FOUND
-    return f"native kernels of both cells, {_FOUND.name} instructions; float32 and bfloat16"
+    refused = "; AMX is there, and the operating system does not grant it" if _FOUND.refused_amx else ""
+    return f"native kernels of both cells, {_FOUND.name} instructions; float32 and bfloat16{refused}"
 
 
 _FOUND = native()  # at import, so that a decision reads no file and no environment variable

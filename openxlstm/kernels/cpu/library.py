@@ -1,6 +1,6 @@
 """The native library: found beside this file if it was built, loaded at the first question, never compiled here.
 
-`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16): each can be tested wherever it runs.
+`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16, amx), so that each can be tested.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")  # by number, as csrc/openxlstm.h has them
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")  # by number, as csrc/openxlstm.h has them
 FILE = Path(__file__).with_name("_openxlstm.so")
-VERSION = 5  # XL_VERSION
+VERSION = 6  # XL_VERSION
 LONGEST_CHUNK = 256  # XL_CHUNK
 TAPE = 8  # vectors that the forward sweep keeps per step: XL_TAPE
 
@@ -120,6 +120,11 @@ class Native:
         """Of the instruction set."""
         return ISAS[self.isa]
 
+    @property
+    def refused_amx(self) -> bool:
+        """Whether the processor has AMX and the operating system keeps it from this process."""
+        return bool(self.library.xl_has_amx() == 2)
+
     def slstm_forward(self, call: SlstmForward) -> None:
         """Run one forward sweep."""
         _check(self.library.xl_run_slstm_forward(self.isa, ctypes.byref(call)))
@@ -182,6 +187,11 @@ def native() -> Native | str:
     if wanted not in ISAS[: best + 1]:
         raise ValueError(f"OPENXLSTM_ISA={wanted!r} must be one of {', '.join(ISAS[: best + 1])} on this machine")
     return Native(library, ISAS.index(wanted))
+
+
+def slot(K: int, V: int) -> int:
+    """Numbers between two kept states of the mLSTM: XL_SLOT."""
+    return -(-K // 32) * 32 * (-(-V // 32) * 32 + 16 + 1)
 
 
 def pointer(x: Tensor | None) -> int | None:

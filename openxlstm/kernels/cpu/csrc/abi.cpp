@@ -2,6 +2,14 @@
 
 #include "openxlstm.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #define XL_DECLARE(isa)                                         \
     namespace isa {                                             \
     int slstm_forward(const xl_slstm_forward &);                \
@@ -18,6 +26,11 @@ XL_DECLARE(xl_baseline)
 XL_DECLARE(xl_avx2)
 XL_DECLARE(xl_avx512)
 XL_DECLARE(xl_avx512_bf16)
+namespace xl_amx {
+using namespace xl_avx512_bf16;  // AMX multiplies matrices: only what consists of products is compiled for it
+int mlstm_forward(const xl_mlstm_forward &);
+int mlstm_backward(const xl_mlstm_backward &);
+}
 #endif
 
 namespace {
@@ -41,10 +54,28 @@ const Table tables[] = {
     XL_TABLE(xl_avx2),
     XL_TABLE(xl_avx512),
     XL_TABLE(xl_avx512_bf16),
+    XL_TABLE(xl_amx),
 #endif
 };
 
 const Table *table(int isa) { return isa >= 0 && isa <= xl_best_isa() ? &tables[isa] : nullptr; }
+
+// 0: the processor has no AMX with bf16, 1: it has and we may use it, 2: it has, and the operating system refuses. Tiles are
+// 8 KB of state that Linux saves only for processes which have asked; threads and forked children inherit the permission.
+int ask_for_amx() {
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return 0;
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    const long request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? 1 : 2;
+#else
+    return 2;
+#endif
+#else
+    return 0;
+#endif
+}
 
 }  // namespace
 
@@ -52,13 +83,18 @@ extern "C" {
 
 int xl_version(void) { return XL_VERSION; }
 
+int xl_has_amx(void) {
+    static const int answer = ask_for_amx();
+    return answer;
+}
+
 int xl_best_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) return 3;
+    if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) return xl_has_amx() == 1 ? 4 : 3;
     if (avx512) return 2;
     if (avx2) return 1;
 #endif

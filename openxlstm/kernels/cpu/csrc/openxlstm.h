@@ -15,7 +15,7 @@ extern "C" {
 
 enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2 };
 
-#define XL_VERSION 5  // of this interface: the Python side refuses a library of another
+#define XL_VERSION 6  // of this interface: the Python side refuses a library of another
 
 #define XL_TAPE 8  // vectors of K that the forward sweep of the sLSTM keeps for its backward, per step
 
@@ -79,7 +79,7 @@ typedef struct {
     void *h;                                           // any [B, T, H, V] contiguous
     float *C1, *n1, *m1;                               // the state afterwards; not the one before
     float *a;            // [B, T, H], the query's product with n; with the next two NULL if no backward will follow
-    float *states;       // [B, H, chunks + 1, K (V + 1)]: C and n at every border of chunks
+    float *states;       // [B, H, chunks + 1, XL_SLOT(K, V)]: the state at every border of chunks
     float *stabilisers;  // [B, H, chunks]: m at the beginning of each
 } xl_mlstm_forward;
 
@@ -144,10 +144,17 @@ typedef struct {
 
 #define XL_CHUNK 256  // the longest chunk of the mLSTM
 
+// A state as it is kept: C with its rows XL_PITCH(V) apart, and n behind its XL_ROWS(K) rows. Both are rounded up to whole
+// tiles, and rows are not a power of two apart: they would share a few sets of the cache.
+#define XL_ROWS(K) (((K) + 31) / 32 * 32)
+#define XL_PITCH(V) (((V) + 31) / 32 * 32 + 16)
+#define XL_SLOT(K, V) (XL_ROWS(K) * (XL_PITCH(V) + 1))
+
 int xl_version(void);
 // The best instruction set of this machine: 0 the compiler's baseline, 1 AVX2 with FMA and F16C, 2 AVX-512 (F, BW, VL,
-// DQ), 3 AVX-512 with BF16 and VNNI.
+// DQ), 3 AVX-512 with BF16 and VNNI, 4 the same and AMX with BF16.
 int xl_best_isa(void);
+int xl_has_amx(void);  // 0 the processor has none, 1 it is in use, 2 the operating system does not grant it
 int xl_run_slstm_forward(int isa, const xl_slstm_forward *call);
 int xl_run_slstm_backward(int isa, const xl_slstm_backward *call);
 int xl_run_mlstm_step(int isa, const xl_mlstm_step *call);
