@@ -14,7 +14,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("openxlstm/kernels/cpu/csrc")
-KERNELS = ("slstm", "mlstm_step", "mlstm_forward", "mlstm_backward", "decode")
+KERNELS = ("slstm", "mlstm_step", "mlstm_forward", "mlstm_backward", "decode", "project", "norms")
 # -ffast-math is not among these: it would flush denormals in the whole process, and it forgets infinities and NaN.
 FLAGS = [
     "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",

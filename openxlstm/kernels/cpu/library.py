@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openxlstm.kernels.cpu.glue_calls import CALLS
+
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")  # by number, as csrc/openxlstm.h has them
 FILE = Path(__file__).with_name("_openxlstm.so")
 VERSION = 6  # XL_VERSION
@@ -149,6 +151,10 @@ class Native:
         """Run one token through a model."""
         _check(self.library.xl_run_decode(self.isa, ctypes.byref(call)))
 
+    def run(self, name: str, call: ctypes.Structure) -> None:
+        """Run what surrounds a cell: a name and its structure, as `glue_calls.CALLS` pairs them."""
+        _check(getattr(self.library, f"xl_run_{name}")(self.isa, ctypes.byref(call)))
+
     def function(self, name: str, x: Tensor) -> Tensor:
         """exp, log1p, tanh or sigmoid of an fp32 tensor: what the gates are made of, for the tests of its accuracy."""
         x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -179,6 +185,8 @@ def native() -> Native | str:
     library.xl_run_mlstm_forward.argtypes = [c_int, POINTER(MlstmForward)]
     library.xl_run_mlstm_backward.argtypes = [c_int, POINTER(MlstmBackward)]
     library.xl_run_decode.argtypes = [c_int, POINTER(Decode)]
+    for name, call in CALLS.items():
+        getattr(library, f"xl_run_{name}").argtypes = [c_int, POINTER(call)]
     library.xl_run_function.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int64]
     best = library.xl_best_isa()
     wanted = os.environ.get("OPENXLSTM_ISA")

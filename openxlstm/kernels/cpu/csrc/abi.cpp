@@ -18,6 +18,12 @@
     int mlstm_forward(const xl_mlstm_forward &);                \
     int mlstm_backward(const xl_mlstm_backward &);              \
     int decode(const xl_decode &);                              \
+    int project_forward(const xl_project_forward &);            \
+    int project_backward(const xl_project_backward &);          \
+    int gate_forward(const xl_gate_forward &);                  \
+    int gate_backward(const xl_gate_backward &);                \
+    int norm_forward(const xl_norm_forward &);                  \
+    int norm_backward(const xl_norm_backward &);                \
     int function(const char *, const float *, float *, int64_t); \
     }
 
@@ -42,12 +48,19 @@ struct Table {
     int (*mlstm_forward)(const xl_mlstm_forward &);
     int (*mlstm_backward)(const xl_mlstm_backward &);
     int (*decode)(const xl_decode &);
+    int (*project_forward)(const xl_project_forward &);
+    int (*project_backward)(const xl_project_backward &);
+    int (*gate_forward)(const xl_gate_forward &);
+    int (*gate_backward)(const xl_gate_backward &);
+    int (*norm_forward)(const xl_norm_forward &);
+    int (*norm_backward)(const xl_norm_backward &);
     int (*function)(const char *, const float *, float *, int64_t);
 };
 
 #define XL_TABLE(isa) \
     {isa::slstm_forward, isa::slstm_backward, isa::mlstm_step, isa::mlstm_forward, isa::mlstm_backward, isa::decode, \
-     isa::function}
+     isa::project_forward, isa::project_backward, isa::gate_forward, isa::gate_backward, isa::norm_forward, \
+     isa::norm_backward, isa::function}
 const Table tables[] = {
     XL_TABLE(xl_baseline),
 #if defined(__x86_64__)
@@ -129,6 +142,36 @@ int xl_run_mlstm_backward(int isa, const xl_mlstm_backward *call) {
 int xl_run_decode(int isa, const xl_decode *call) {
     const Table *t = table(isa);
     return t == nullptr ? XL_NO_ISA : t->decode(*call);
+}
+
+int xl_run_project_forward(int isa, const xl_project_forward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->project_forward(*call);
+}
+
+int xl_run_project_backward(int isa, const xl_project_backward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->project_backward(*call);
+}
+
+int xl_run_gate_forward(int isa, const xl_gate_forward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->gate_forward(*call);
+}
+
+int xl_run_gate_backward(int isa, const xl_gate_backward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->gate_backward(*call);
+}
+
+int xl_run_norm_forward(int isa, const xl_norm_forward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->norm_forward(*call);
+}
+
+int xl_run_norm_backward(int isa, const xl_norm_backward *call) {
+    const Table *t = table(isa);
+    return t == nullptr ? XL_NO_ISA : t->norm_backward(*call);
 }
 
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count) {
