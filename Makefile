@@ -4,9 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= runs/demo
+TRITON ?= 3.9.0
+GPU_PYTHON ?= python3
 PEERS  := xlstm==2.0.6 mlstm_kernels==2.0.6 einops==0.8.2 omegaconf==2.4.0 dacite==1.9.2
 
-.PHONY: demo test check bench docs setup format clean
+.PHONY: demo test check bench gpu triton docs setup format clean
 
 setup: $(READY)
 
@@ -47,6 +49,14 @@ test: $(VENV)/.peers
 ## bench: speed beside the installed peers, into docs/performance.md; prints no number while parity is red
 bench: $(VENV)/.peers
 	$(BIN)/xlstm bench --write docs/performance.md
+
+## gpu: parity on a GPU, then speed beside the importable peers; in the Python that has torch for that GPU, nothing installed
+gpu:
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) -m openxlstm.bench.gpu --write docs/performance.md $(GPU_OPTIONS)
+
+## triton: the kernels' tests with another Triton: make triton TRITON=3.6.0
+triton: $(READY)
+	$(BIN)/python tests/kernels/triton/with_version.py $(TRITON)
 
 ## docs: every command and every example in README and docs is executed
 docs: $(READY)

@@ -14,7 +14,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("openxlstm/kernels/cpu/csrc")
-KERNELS = ("slstm", "mlstm_step", "mlstm_forward", "mlstm_backward", "decode", "product")
+KERNELS = ("slstm", "mlstm_step", "mlstm_forward", "mlstm_backward", "decode", "product", "project", "norms")
 # -ffast-math is not among these: it would flush denormals in the whole process, and it forgets infinities and NaN.
 FLAGS = [
     "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
@@ -23,8 +23,14 @@ FLAGS = [
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 ISAS = {"baseline": (4, []), "avx2": (8, AVX2), "avx512": (16, AVX512)} | {
-    "avx512_bf16": (16, [*AVX512, "-mavx512bf16", "-mavx512vnni"])  # products of bf16 pairs and of int8 quadruples
+    "avx512_bf16": (16, [*AVX512, "-mavx512bf16", "-mavx512vnni"]),  # products of bf16 pairs and of int8 quadruples
+    "amx": (16, [*AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16"]),  # of bf16 matrices
 }
+
+
+def kernels(isa: str) -> tuple[str, ...]:
+    """What is compiled for an instruction set: for AMX only what consists of products of matrices."""
+    return ("mlstm_forward", "mlstm_backward") if isa == "amx" else KERNELS
 
 
 class BuildNative(build_ext):
@@ -56,7 +62,7 @@ class BuildNative(build_ext):
         jobs = [(work / "abi.o", SOURCES / "abi.cpp", [])]
         for isa, (lanes, flags) in isas.items():
             chosen = [f"-DXL_ISA=xl_{isa}", f"-DXL_LANES={lanes}", *flags]
-            jobs += [(work / f"{kernel}-{isa}.o", SOURCES / f"{kernel}.cpp", chosen) for kernel in KERNELS]
+            jobs += [(work / f"{kernel}-{isa}.o", SOURCES / f"{kernel}.cpp", chosen) for kernel in kernels(isa)]
         for output, source, flags in jobs:
             self.call(compiler, *FLAGS, *openmp, *flags, "-c", str(source), "-o", str(output))
         scratch = target.with_suffix(".tmp")

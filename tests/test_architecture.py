@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "openxlstm"
 
 LAYERS = (  # top to bottom; names on one line do not import each other
     ("cli",),
-    ("serve", "bench"),
+    ("serve", "bench", "experiments"),
     ("train", "infer"),
     ("hf", "tasks"),
     ("checkpoint", "data"),
@@ -43,8 +43,9 @@ OPTIONAL = {  # package: the folders that may import it
     "pyarrow": ("data",),
     "zstandard": ("data",),
     "wandb": ("train",),
-    "matplotlib": ("train", "bench"),
+    "matplotlib": ("train", "bench", "experiments"),
     "lm_eval": ("tasks",),
+    "sklearn": ("tasks",),
     "starlette": ("serve",),
     "uvicorn": ("serve",),
     "mlstm_kernels": ("bench",),  # the peers that our speed is compared with
@@ -55,6 +56,7 @@ HOMES = (
     "hf/",
     "serve/",
     "train/plots.py",
+    "experiments/pictures.py",
     "data/pipeline.py",
     "tasks/lm_eval.py",
 )  # what exists for its dependency imports it at the top,

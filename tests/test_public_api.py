@@ -55,8 +55,13 @@ OPTIONS = {
         "path", "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty",
         "--stop", "--seed", "--json", "--help",
     },
-    "eval": {
-        "path", "--tasks", "--include-path", "--limit", "--num-fewshot", "--batch-size", "--rolling", "--window",
+    "eval": {"--help"},
+    "eval list": {"--help"},
+    "eval experiment": {"name", "--profile", "--models", "--results", "--jobs", "--json", "--help"},
+    "eval report": {"files", "--write", "--help"},
+    "eval model": {
+        "path", "--tasks", "--perplexity", "--choice", "--extrapolate", "--train-length", "--factors", "--seen",
+        "--rows", "--against", "--include-path", "--limit", "--num-fewshot", "--batch-size", "--rolling", "--window",
         "--bos", "--device", "--dtype", "--out", "--json", "--help",
     },
     "export": {"run", "target", "--to", "--ema", "--step", "--json", "--help"},

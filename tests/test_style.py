@@ -18,6 +18,7 @@ KEYWORDS = {  # files with public functions that take **kwargs
     "hf/generation.py": "the protocol of transformers' generate",
     "hf/heads.py": "transformers passes keywords through forward, to the backbone and the loss",
     "hf/modeling.py": "transformers passes keywords through forward, to the backbone and the loss",
+    "bench/gpu/stage.py": "the names given to emit are those of a line of JSON",
     "cells/state.py": "State.to passes on whatever Tensor.to takes",
     "models/checks.py": "the names given to check_positive are the words of its errors",
 }

@@ -61,6 +61,7 @@ def measure(
     unit: str | None = None,
     ceiling: tuple[Callable[[], object], float] | None = None,
     repeat: int = 1,
+    timer: Callable[[Callable[[], object], int], float] | None = None,
 ) -> list[Row]:
     """Rows of one case, ours first.
 
@@ -71,6 +72,7 @@ def measure(
         work: what one call does, in GFLOP or GB, and its `unit` per second.
         ceiling: a call, and the work it does in the same unit; its row is not in the result.
         repeat: calls in a turn, for those below a millisecond.
+        timer: milliseconds of a call, given it and how often to repeat it; None for the host's clock.
     """
     assert sides[0].name == OURS, "ratios are to our side, which stands first"
     calls = {side.name: side.call for side in sides}
@@ -80,11 +82,9 @@ def measure(
     for round_ in range(runs + 1):
         for name, call in calls.items():
             often = 1 if name == "ceiling" else repeat
-            began = time.perf_counter()
-            for _ in range(often):
-                call()
+            taken = (timer or by_the_clock)(call, often)
             if round_:
-                times[name].append(1e3 * (time.perf_counter() - began) / often)
+                times[name].append(taken)
     median = {name: statistics.median(values) for name, values in times.items()}
     top = None if ceiling is None else ceiling[1] / median["ceiling"] * 1e3
     rows = []
@@ -97,6 +97,14 @@ def measure(
             )
         )  # fmt: skip
     return rows
+
+
+def by_the_clock(call: Callable[[], object], often: int) -> float:
+    """Milliseconds of a call on this processor."""
+    began = time.perf_counter()
+    for _ in range(often):
+        call()
+    return 1e3 * (time.perf_counter() - began) / often
 
 
 def gemm(dtype: torch.dtype = torch.float32) -> tuple[Callable[[], object], float]:

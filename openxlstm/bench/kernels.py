@@ -82,7 +82,7 @@ def mlstm(shape: tuple[int, ...], dtype: torch.dtype, runs: int) -> list[Row]:
         error = relative(peer(kernel)()[0].transpose(1, 2), truth)
         check(name, case, error, PEER_LIMITS[dtype])
         sides.append(Side(f"mlstm_kernels, {name}", peer(kernel), error))
-    L = best_chunk(K, V)
+    L = best_chunk(K, V, dtype)
     flops = B * T * H * (L * (K + V) + 4 * K * V + L * (3 * K + 2 * V) + 10 * K * V)
     return measure(case, sides, runs, work=flops / 1e9, unit="GFLOP/s", ceiling=gemm())
 

@@ -1,6 +1,6 @@
 """Does it learn, and beside what? One loop, one budget, two models, real text: `python -m openxlstm.bench.learning`.
 
-    python -m openxlstm.bench.learning stdlib dict=data/gcide/gcide.txt --out runs/learning --write docs/reproduction.md
+    python -m openxlstm.bench.learning stdlib dict=data/gcide/gcide.txt --out runs/learning --write docs/learning.md
 
 For every corpus, the xLSTM and the Llama of the recipes `learning-*` (equal parameters within 2 %, equal tokens in
 equal order) are tuned alike: three rates, 80 steps each, and a further rate as long as the best one is at an edge. Each
@@ -65,7 +65,7 @@ def chosen(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def page(out: Path, pictures: Path, command: str) -> str:
-    """docs/reproduction.md of everything under `out`, whose folders are CORPUS-MODEL; draws into `pictures`.
+    """docs/learning.md of everything under `out`, whose folders are CORPUS-MODEL; draws into `pictures`.
 
     Raises:
         ValueError: there is no finished run.
@@ -88,11 +88,9 @@ def page(out: Path, pictures: Path, command: str) -> str:
 
 
 def _page(corpora: Mapping[str, Mapping[str, Any]], pictures: Path, command: str) -> Iterator[str]:
-    yield "# Reproduction"
+    yield "# The learning check"
     yield ""
     yield f"Written by `{command}`; no number on this page is typed."
-    yield ""
-    yield "## The learning check"
     yield ""
     yield "Does an xLSTM of some five million parameters learn real text in minutes on a CPU, and what does a Llama of"
     yield "equal size do with the same? Bytes, one loop, the same tokens in the same order, rates tuned alike and"
@@ -102,7 +100,7 @@ def _page(corpora: Mapping[str, Mapping[str, Any]], pictures: Path, command: str
     for corpus, models in sorted(corpora.items(), reverse=True):
         first = next(iter(models.values()))
         yield ""
-        yield f"### {corpus}"
+        yield f"## {corpus}"
         yield ""
         yield f"{first['data']['train_tokens']:,} training tokens there are; {first['tokens']:,} were read, in"
         yield f"{first['step']} steps. Fingerprint of the test split: `{first['data']['fingerprint']['test'][:16]}`."

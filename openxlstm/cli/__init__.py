@@ -30,7 +30,10 @@ VERBS = {  # verb: (module that has a click command of the same name, one line f
         "Look into token folders: documents, windows, and whether the files are whole.",
     ),
     "generate": ("openxlstm.cli.generate", "Continue a text with a trained model."),
-    "eval": ("openxlstm.cli.eval", "Evaluate a model on the tasks of lm-eval."),
+    "eval": (
+        "openxlstm.cli.eval",
+        "Evaluate a model (perplexity, choices, tasks), or rerun an experiment of the papers.",
+    ),
     "export": ("openxlstm.cli.export", "Take the model out of a run's checkpoint, in any layout."),
     "ckpt": ("openxlstm.cli.ckpt", "Look into checkpoints: info, diff, consolidate."),
     "convert": ("openxlstm.cli.convert", "Convert a checkpoint: ours, Hugging Face, NX-AI, GGUF."),

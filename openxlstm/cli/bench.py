@@ -20,7 +20,10 @@ BUSY = 0.5  # load in the minute before, above which a person should know
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds; medians count.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of every side.  [default: PyTorch's]")
 @click.option(
-    "--write", "file", type=click.Path(path_type=Path), help="Also write the page, as docs/performance.md is."
+    "--write",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Also write the CPU's part of this page, as docs/performance.md is.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
 def bench(suites: tuple[str, ...], runs: int, threads: int | None, file: Path | None, as_json: bool) -> None:
@@ -50,7 +53,7 @@ def bench(suites: tuple[str, ...], runs: int, threads: int | None, file: Path | 
     found = harness.as_json(rows, runs) | {"machine": before}
     if file is not None:
         command = " ".join(["xlstm bench", *suites, *(["--runs", str(runs)]), *_threads(threads)])
-        file.write_text(page.page(found, command, f"{datetime.now(UTC):%Y-%m-%d}"), encoding="utf-8")
+        page.replace(file, "cpu", page.page(found, command, f"{datetime.now(UTC):%Y-%m-%d}"))
     show_json(found) if as_json else _show(found)
 
 

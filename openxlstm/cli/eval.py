@@ -1,90 +1,53 @@
-"""`xlstm eval`: a trained model on the tasks of lm-eval."""
+"""`xlstm eval`: a trained model (eval_model.py), or an experiment of the papers (experiments.py): a word decides."""
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
-from types import ModuleType
 
 import click
 
-from openxlstm.cli.common import model_folder, show_json, show_table
+from openxlstm.cli.eval_model import model
+from openxlstm.cli.experiments import experiment, is_experiment, list_, refuse, report
+
+OURS = ("list", "report", "experiment", "model")
 
 
-@click.command("eval", short_help="Evaluate a model on the tasks of lm-eval.")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--tasks", required=True, help="Names of tasks, with commas between them.")
-@click.option("--include-path", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="A folder of task files (YAML); only its tasks are known then.")  # fmt: skip
-@click.option("--limit", type=int, help="Only the first N examples of each task: to try things out.")
-@click.option("--num-fewshot", type=int, help="Solved examples before each question.  [default: as the task says]")
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Requests computed together.")
-@click.option("--rolling", type=click.Choice(("stateful", "windows")), default="stateful", show_default=True,
-              help="Perplexities: carry the state through a whole text, or start afresh in every window.")  # fmt: skip
-@click.option("--window", type=int, default=2048, show_default=True, help="Tokens in a window of --rolling windows.")
-@click.option("--bos/--no-bos", default=True, show_default=True, help="The end token before every context.")
-@click.option("--device", help="Where to compute, such as cuda:1.  [default: an accelerator if there is one]")
-@click.option("--dtype", help="Compute in float32, bfloat16, ...  [default: as saved]")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all results to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def eval(
-    path: Path,
-    tasks: str,
-    include_path: Path | None,
-    limit: int | None,
-    num_fewshot: int | None,
-    batch_size: int,
-    rolling: str,
-    window: int,
-    bos: bool,
-    device: str | None,
-    dtype: str | None,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Evaluate the model in PATH, a model folder, a run folder or a GGUF file, on tasks of lm-eval.
+class ByWord(click.Group):
+    """`xlstm eval parity ...` is `xlstm eval experiment parity ...`, and what is no word of ours is a model's path."""
 
-    Tasks come with lm-eval, which loads their data from the Hugging Face hub (HF_HUB_OFFLINE=1 and
-    HF_DATASETS_OFFLINE=1 forbid it), or from your own files: docs/evaluation.md shows how.
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the word in front that is left out."""
+        if args and args[0] not in (*OURS, "-h", "--help"):
+            first = args[0]
+            if is_experiment(first):
+                args = ["experiment", *args]
+            elif first.startswith("-") or Path(first).exists():
+                args = ["model", *args]
+            else:
+                raise click.UsageError(refuse(first), ctx)
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As it is typed."""
+        for said in ("PATH [OPTIONS]", "EXPERIMENT --profile PROFILE [OPTIONS]", "list", "report [FILES] [OPTIONS]"):
+            formatter.write_usage(ctx.command_path, said)
+
+
+@click.group("eval", cls=ByWord, short_help="Evaluate a model, or rerun an experiment of the papers.")
+def eval() -> None:
+    """Evaluate a model, or rerun an experiment of the papers.
 
     \b
-      xlstm eval runs/demo --tasks lambada_openai,piqa --limit 100
-      xlstm eval runs/demo --tasks my_task --include-path my_tasks --json
+      xlstm eval runs/demo --perplexity texts.jsonl      a model: PATH; xlstm eval model --help has the options
+      xlstm eval list                                    what experiments there are
+      xlstm eval parity --profile smoke                  one of them, from a minute (smoke) to as published (paper)
+      xlstm eval report runs/eval/results.jsonl          a page of tables, pictures and verdicts
+
+    Runs that are in the file of results are not made again, so the same command goes on where it was interrupted.
     """
-    folder = model_folder(path)
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not names:
-        raise ValueError("--tasks names no task")
-    adapter = _adapter()
-    manager = adapter.task_manager(names, include_path)
-    lm = adapter.OpenXLSTMLM(
-        str(folder), batch_size=batch_size, device=device, dtype=dtype, rolling=rolling, window=window, bos=bos
-    )
-    found = adapter.run(lm, names, manager, limit=limit, num_fewshot=num_fewshot)
-    answer = {
-        "model": str(folder), "rolling": rolling, "bos": lm.bos, "limit": limit,
-        **{key: found[key] for key in ("results", "versions", "n-shot", "n-samples")},
-    }  # fmt: skip
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({**answer, "configs": found["configs"]}, indent=2, default=str) + "\n")
-    if as_json:
-        show_json(json.loads(json.dumps(answer, default=str)))
-        return
-    rows = [
-        (task, metric.removesuffix(",none"), f"{value:.4f}", answer["n-samples"].get(task, {}).get("effective", ""))
-        for task, metrics in answer["results"].items()
-        for metric, value in metrics.items()
-        if isinstance(value, float) and "_stderr" not in metric
-    ]
-    show_table(f"{folder}", ("task", "metric", "value", "examples"), rows, numbers=(2, 3))
 
 
-def _adapter() -> ModuleType:
-    try:
-        from openxlstm.tasks import lm_eval
-    except ModuleNotFoundError as error:
-        raise ValueError(f"xlstm eval needs lm-eval ({error}); pip install 'openxlstm[eval]'") from None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its progress would stand between our lines
-    return lm_eval
+eval.add_command(model)
+eval.add_command(experiment)
+eval.add_command(list_)
+eval.add_command(report)

@@ -151,28 +151,40 @@ def _between(text: IO[str], delimiter: str) -> Iterator[str]:
     yield "".join([*held, seam])
 
 
-def _of_lines(path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", object) of every line of a JSONL file, also of a .gz or .zst one; empty lines are none.
+
+    Raises:
+        ValueError: a line is no JSON object, or the file ends too early.
+    """
     with _open(path) as stream:
         number = 0
         try:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     where = f"{path}:{number}"
-                    yield where, _text_of_record(where, line, text_key)
+                    yield where, _record(where, line)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged after line {number}: {error}") from None
 
 
-def _text_of_record(where: str, line: bytes, text_key: str) -> str:
+def _of_lines(path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+    for where, record in json_lines(path):
+        if text_key not in record:
+            raise ValueError(
+                f"{where} has no key {text_key!r}; its keys are {', '.join(record) or 'none'} (--text-key)"
+            )
+        yield where, _checked(where, record[text_key], text_key)
+
+
+def _record(where: str, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as error:  # UnicodeDecodeError is one
         raise ValueError(f"{where} is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where} holds a {type(record).__name__}; every line must be an object with a text in it")
-    if text_key not in record:
-        raise ValueError(f"{where} has no key {text_key!r}; its keys are {', '.join(record) or 'none'} (--text-key)")
-    return _checked(where, record[text_key], text_key)
+    return record
 
 
 def _of_parquet(path: Path, text_key: str) -> Iterator[tuple[str, str]]:

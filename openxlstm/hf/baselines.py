@@ -1,28 +1,24 @@
-"""Other architectures behind the interface of our language models, so that one loop trains and measures all of them.
+"""Llama behind the interface of our language models, so that one loop trains and measures both.
 
-A baseline is the implementation of transformers, unchanged. What is ours is the border: documents of a packed row do
-not see each other, and what has been read can be carried on from. It is trained, evaluated and sampled as our models
-are; it is no model of this library, so its files are those of transformers.
+Touvron et al. 2023, arXiv:2302.13971; the implementation is `LlamaForCausalLM` of transformers. The recurrent
+architectures that we compare with are in `recurrent_baselines`.
 
-B batch, T time, S tokens seen so far and now, D width, W vocabulary.
+B batch, S tokens seen so far and now, D width.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import LlamaConfig as HuggingFaceLlamaConfig
 from transformers import LlamaForCausalLM
 
-from openxlstm.cells import State
+from openxlstm.hf.compared import Compared, History
 from openxlstm.models import checks
-from openxlstm.models.interface import ModelState, Unit, decay_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,123 +87,56 @@ class LlamaConfig:
         return 2 * D * D + 2 * D * shared + 3 * D * self.ffn_width
 
 
-@dataclass(frozen=True, slots=True)
-class History(State):
-    """All that was read: an attention model remembers nothing less. `begins` and `exists` are `reset` and `mask`."""
-
-    tokens: Tensor  # int64 [B, S]
-    begins: Tensor  # bool [B, S]
-    exists: Tensor  # bool [B, S]
-
-
 @final
-class Llama(nn.Module):
-    """transformers' LlamaForCausalLM as a `LanguageModel`.
-
-    A call with a state reads the whole history again: right, and slow. It is here to be compared with, not to serve.
-    """
+class Llama(Compared):
+    """transformers' LlamaForCausalLM as a `LanguageModel`."""
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.checkpoint_every = 0
-        self.network = LlamaForCausalLM(
-            HuggingFaceLlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.width,
-                intermediate_size=config.ffn_width,
-                num_hidden_layers=config.blocks,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.KV,
-                rms_norm_eps=config.norm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-                tie_word_embeddings=config.tie_embeddings,
-                use_cache=False,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
-        )
-        self.network.set_attn_implementation("sdpa")
+        network = LlamaForCausalLM(transformers_config(config))
+        network.set_attn_implementation("sdpa")
+        super().__init__(config, network)
 
-    def empty_state(self, batch: int) -> ModelState:
-        """Nothing read yet, for `batch` sequences."""
-        device = self.network.lm_head.weight.device
-        nothing = torch.zeros(batch, 0, dtype=torch.bool, device=device)
-        return ModelState((History(nothing.long(), nothing, nothing),))
+    def layers(self) -> nn.ModuleList:
+        """The network's blocks."""
+        return self.network.model.layers
 
-    def features(
-        self,
-        tokens: Int[Tensor, "B T"],
-        state: ModelState | None = None,
-        *,
-        reset: Bool[Tensor, "B T"] | None = None,
-        mask: Bool[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B T D"], ModelState]:
-        """What the head reads, of the new tokens only."""
-        checks.check_tokens(tokens, self.config.vocab_size, reset, mask)
-        begins = torch.zeros_like(tokens, dtype=torch.bool) if reset is None else reset
-        exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
-        history = History(torch.where(exists, tokens, 0), begins, exists)
-        if state is not None:
-            (before,) = state.blocks
-            assert isinstance(before, History), "the state of another architecture"
-            pairs = zip(before.tensors(), history.tensors(), strict=True)
-            history = History(*(torch.cat(pair, dim=1) for pair in pairs))
-        if self.checkpoint_every and self.training:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})
-        visible_BSS, positions_BS = _documents(history)
+    def read(self, history: History) -> Float[Tensor, "B S D"]:
+        """One pass over all that was read: attention sees the documents of a row through a mask."""
+        visible_BSS, positions_BS = visible_and_positions(history.begins, history.exists)
         out = self.network.model(
             input_ids=history.tokens, attention_mask=visible_BSS[:, None], position_ids=positions_BS, use_cache=False
         )
-        return out.last_hidden_state[:, history.tokens.shape[1] - tokens.shape[1] :], ModelState((history,))
-
-    def readout(self) -> tuple[Float[Tensor, "W D"], float | None]:
-        """What `logits` multiplies by; there is no soft cap."""
-        return self.network.lm_head.weight, None
-
-    def logits(self, hidden: Float[Tensor, "*any D"]) -> Float[Tensor, "*any W"]:
-        """Scores of the next token, in fp32 (fp64)."""
-        scores = F.linear(hidden, self.network.lm_head.weight)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "B T"],
-        state: ModelState | None = None,
-        *,
-        reset: Bool[Tensor, "B T"] | None = None,
-        mask: Bool[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B T W"], ModelState]:
-        """Scores of every next token, and what was read. The contract of `interface` holds."""
-        hidden, state = self.features(tokens, state, reset=reset, mask=mask)
-        return self.logits(hidden), state
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """As ours: weight decay on every matrix but the embedding."""
-        embedding = self.network.model.embed_tokens.weight
-        kept = [p for p in self.parameters() if p.ndim == 1 or p is embedding]
-        return decay_groups([p for p in self.parameters() if p.ndim > 1 and p is not embedding], kept, weight_decay)
-
-    def units(self) -> list[Unit]:
-        """The blocks, first to last; norms are islands of fp32."""
-        return [
-            Unit(layer, [part for part in layer.modules() if isinstance(part, nn.Linear)])
-            for layer in self.network.model.layers
-        ]
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the files of transformers: its Auto classes read them."""
-        self.network.save_pretrained(folder)
+        return out.last_hidden_state
 
 
-def _documents(history: History) -> tuple[Bool[Tensor, "B S S"], Int[Tensor, "B S"]]:
+def transformers_config(config: LlamaConfig) -> HuggingFaceLlamaConfig:
+    """What transformers calls these sizes."""
+    return HuggingFaceLlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        intermediate_size=config.ffn_width,
+        num_hidden_layers=config.blocks,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.KV,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.tie_embeddings,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def visible_and_positions(
+    begins: Bool[Tensor, "B S"], exists: Bool[Tensor, "B S"]
+) -> tuple[Bool[Tensor, "B S S"], Int[Tensor, "B S"]]:
     """Who sees whom, and where in its document a token stands. A token that does not exist sees only itself."""
-    document_BS = history.begins.cumsum(1)
+    document_BS = begins.cumsum(1)
     S = document_BS.shape[1]
     causal_SS = torch.ones(S, S, dtype=torch.bool, device=document_BS.device).tril()
     same_BSS = document_BS[:, :, None] == document_BS[:, None, :]
     itself_SS = torch.eye(S, dtype=torch.bool, device=document_BS.device)
-    visible_BSS = (same_BSS & causal_SS & history.exists[:, None, :]) | itself_SS
-    count_BS = history.exists.cumsum(1)
-    start_BS = torch.where(history.begins, count_BS - history.exists.long(), 0).cummax(1).values
+    visible_BSS = (same_BSS & causal_SS & exists[:, None, :]) | itself_SS
+    count_BS = exists.cumsum(1)
+    start_BS = torch.where(begins, count_BS - exists.long(), 0).cummax(1).values
     return visible_BSS, (count_BS - 1 - start_BS).clamp(min=0)

@@ -7,6 +7,7 @@ A folder below is a backend and bears its name.
 
 from openxlstm.kernels.dispatch import explain as explain
 from openxlstm.kernels.dispatch import explain_table as explain_table
+from openxlstm.kernels.dispatch import trust as trust
 from openxlstm.kernels.doors import mlstm as mlstm
 from openxlstm.kernels.doors import mlstm_step as mlstm_step
 from openxlstm.kernels.doors import slstm as slstm

@@ -54,12 +54,26 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("torch", torch_backend, lambda call: None, "plain PyTorch, hand-written gradients; any device, any dtype"),
 )
 
+_TRUSTED: set[str] = set()
+
+
+def trust(name: str) -> None:
+    """Let "auto" choose a backend that otherwise serves only calls that name it, as models cannot: in this process.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    names = [backend.name for backend in BACKENDS]
+    if name not in names:
+        raise ValueError(f"backend={name!r} does not exist; there are {', '.join(map(repr, names))}")
+    _TRUSTED.add(name)
+
 
 def resolve(call: Call, name: str = "auto") -> Any:
     """The module that serves `call`. ValueError if the named backend does not exist or refuses."""
     if name == "auto":
         for backend in BACKENDS:
-            if backend.on_request is None and backend.refuses(call) is None:
+            if _waits(backend) is None and backend.refuses(call) is None:
                 return backend.module
     for backend in BACKENDS:
         if backend.name == name and backend.refuses(call) is None:
@@ -100,10 +114,15 @@ def explain(device: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def _waits(backend: Backend) -> str | None:
+    """Why "auto" passes a backend over that would serve."""
+    return None if backend.name in _TRUSTED else backend.on_request
+
+
 def _answers(call: Call) -> list[dict[str, str]]:
     served, rows = False, []
     for backend in BACKENDS:
-        reason = backend.refuses(call) or backend.on_request
+        reason = backend.refuses(call) or _waits(backend)
         rows.append({"backend": backend.name, "answer": reason or ("available" if served else "serves")})
         served = served or reason is None
     return rows

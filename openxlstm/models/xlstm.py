@@ -30,7 +30,8 @@ from openxlstm.models import checks
 from openxlstm.models.interface import ModelState, Unit, decay_groups, run_blocks, state_shapes
 from openxlstm.nn.conv import ConvSiLU
 from openxlstm.nn.functional import widened, without_autocast
-from openxlstm.nn.gates import GateLinear, project_gates
+from openxlstm.nn.fused import conv_qkv_gates, norm_skip_gate
+from openxlstm.nn.gates import GateLinear
 from openxlstm.nn.init import forget_bias_per_head, forget_bias_within_head, init_leaf, residual_std, small_std
 from openxlstm.nn.linear import Embedding, HeadwiseLinear, Linear
 from openxlstm.nn.norm import HeadNorm, LayerNorm
@@ -190,16 +191,16 @@ class mLSTMBlock(nn.Module):
         mask: Bool[Tensor, "B T"] | None,
     ) -> tuple[Float[Tensor, "B T D"], mLSTMBlockState]:
         tail, memory = (None, None) if state is None else (state.conv, state.cell)
-        xu, z = self.up(self.norm(x)).chunk(2, dim=-1)
-        c, tail = self.conv(xu, tail, reset, mask)
-        q, k, v = self.q(c), self.k(c), self.v(xu)
-        i, f = project_gates((q, k, v), self.gate_i, self.gate_f)
+        xu, z = self.up(self.norm(x, for_matmul=True)).chunk(2, dim=-1)
+        c, q, k, v, i, f, tail = conv_qkv_gates(
+            xu, self.conv, (self.q, self.k, self.v), (self.gate_i, self.gate_f), tail, reset, mask
+        )
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
         h, memory = kernels.mlstm(
             q, k, v, i, f, memory, reset=reset, mask=mask,
             input_gate=self.input_gate, forget_gate=self.forget_gate, eps=self.eps,
         )  # fmt: skip
-        y = (self.head_norm(h) + self.skip.to(c.dtype) * c) * F.silu(z)
+        y = norm_skip_gate(h, c, z, self.head_norm, self.skip)
         return x + self.dropout(self.down(y)), mLSTMBlockState(tail, memory)
 
 
@@ -254,7 +255,7 @@ class sLSTMBlock(nn.Module):
             self._gates(c, xi), self.R, self.b, memory, reset=reset, mask=mask, forget_gate=self.forget_gate
         )
         x = x + self.head_norm(self.dropout(h)).to(x.dtype)
-        gate, up = self.ffn_up(self.norm_ffn(x)).chunk(2, dim=-1)
+        gate, up = self.ffn_up(self.norm_ffn(x, for_matmul=True)).chunk(2, dim=-1)
         return x + self.dropout(self.ffn_down(F.gelu(gate) * up)), sLSTMBlockState(tail, memory)
 
     def _gates(self, c: Float[Tensor, "B T D"], xi: Float[Tensor, "B T D"]) -> Float[Tensor, "B T 4 H K"]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from openxlstm.kernels import glue
 from openxlstm.nn.functional import widened
 
 
@@ -98,6 +99,10 @@ class ConvSiLU(nn.Module):
     ) -> tuple[Float[Tensor, "B T U"], Float[Tensor, "B tail U"]]:
         if self.weight is None or self.bias is None:
             return x, self.empty_state(x.shape[0], x.device, torch.promote_types(x.dtype, torch.float32))
+        if glue.serves(x, self.weight, self.bias, state):
+            past = self.empty_state(x.shape[0], x.device, torch.float32) if state is None else state
+            y, _, _, _, _, state = glue.project(x, self.weight, self.bias, past, reset=reset, mask=mask)
+            return y, state
         y, state = causal_conv(x, self.weight, self.bias, state, reset=reset, mask=mask)
         return F.silu(y), state
 

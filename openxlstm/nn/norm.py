@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openxlstm.kernels import glue
 from openxlstm.nn.functional import widened
 
 
@@ -21,7 +22,14 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
+    def forward(self, x: Float[Tensor, "*any D"], for_matmul: bool = False) -> Float[Tensor, "*any D"]:
+        """The norm of x in its dtype. for_matmul: a matrix product alone reads it, so what autocast would round it to
+        there may be given at once."""
+        if glue.serves(x, self.weight):
+            rounded = (
+                for_matmul and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            )
+            return glue.layer_norm(x, self.weight, self.eps, torch.bfloat16 if rounded else x.dtype)
         weight = self.weight.to(torch.promote_types(x.dtype, torch.float32))
         return F.layer_norm(widened(x), weight.shape, weight, None, self.eps).to(x.dtype)
 

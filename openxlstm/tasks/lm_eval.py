@@ -10,7 +10,8 @@ Nothing is truncated: the models have no context length.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from openxlstm.checkpoint import gguf
 from openxlstm.checkpoint.store import load
 from openxlstm.data.tokenizer import Tokenizer
-from openxlstm.tasks import scoring
+from openxlstm.tasks import choice, scoring
 
 NAME = "openxlstm"
 ROLLING = ("stateful", "windows")
@@ -201,3 +202,27 @@ def run(
     )
     assert found is not None, "one process computes everything, so it has the results"
     return dict(found)
+
+
+def write_local_tasks(folder: Path, files: Mapping[str, Path]) -> None:
+    """Official tasks with their data in local files: a YAML for each, which includes lm-eval's own, for `include_path`.
+
+    Prompts and metrics stay those of the installed lm-eval; only where the rows are changes.
+
+    Args:
+        files: name of a task of `choice.TASKS` to the JSONL file of its rows.
+
+    Raises:
+        ValueError: a name that is not among them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, file in files.items():
+        task = choice.task_of(name)
+        official = Path(lm_eval.__file__).parent / "tasks" / task.official
+        others = [split for split in ("training", "validation", "test") if split != task.split]
+        (folder / f"{name}.yaml").write_text(
+            f"include: {official}\ntask: {name}\ndataset_path: json\ndataset_name: null\n"
+            f"dataset_kwargs: {{data_files: {{{task.split}: {json.dumps(str(file.resolve()))}}}}}\n"
+            f"{task.split}_split: {task.split}\n" + "".join(f"{split}_split: null\n" for split in others),
+            encoding="utf-8",
+        )

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from openxlstm.data.tokenizer import Tokenizer
@@ -77,6 +78,33 @@ def rolling(
     """log p of every whole text, each beginning after `prefix` (the end id): one pass with the state carried along."""
     scores = loglikelihoods(model, [([prefix], text) for text in texts], batch_size=batch_size, chunk=chunk)
     return [score.logprob for score in scores]
+
+
+@torch.no_grad()
+def token_nats(model: LanguageModel, rows: Sequence[Ids], *, chunk: int = CHUNK) -> list[Float64[np.ndarray, "n"]]:
+    """-log p of every token of each row but its first, given all before it in the row; rows are one batch.
+
+    The state is carried from chunk to chunk, so the memory does not grow with a row. What is per domain, per position
+    or per frequency is a sum of these.
+
+    Raises:
+        ValueError: an empty row, a token outside the vocabulary, a model in training mode.
+    """
+    _check(model, 1, chunk)
+    _check_vocabulary(model, rows)
+    if not all(rows):
+        raise ValueError("a row has no token; begin with the tokenizer's end id, as documents do")
+    device, state = _device(model), None
+    found = [np.empty(len(row) - 1) for row in rows]
+    for first, tokens_BT, mask_BT in _padded_chunks([row[:-1] for row in rows], chunk, device):
+        hidden_BTD, state = model.features(tokens_BT, state, mask=mask_BT)
+        counts = [max(0, min(len(row) - 1 - first, tokens_BT.shape[1])) for row in rows]
+        exists = torch.arange(tokens_BT.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+        targets = [token for row, n in zip(rows, counts, strict=True) for token in row[first + 1 : first + 1 + n]]
+        nats = -np.concatenate([part for part, _ in _logprobs(model, hidden_BTD[exists], targets)])
+        for row, part in zip(found, np.split(nats, np.cumsum(counts)[:-1]), strict=True):
+            row[first : first + len(part)] = part
+    return found
 
 
 def perplexity(model: LanguageModel, ids: Ids, *, chunk: int = CHUNK) -> float:
@@ -232,15 +260,11 @@ def _score(
     total, greedy = [0.0] * len(rows), [True] * len(rows)
 
     def add(owners: list[int], hidden_ND: Tensor, targets: list[int]) -> None:
-        for begin in range(0, len(targets), POSITIONS):
-            part = slice(begin, begin + POSITIONS)
-            logits_NW = model.logits(hidden_ND[part])
-            target_N1 = torch.tensor(targets[part], device=device)[:, None]
-            found = (logits_NW.gather(1, target_N1) - logits_NW.logsumexp(1, keepdim=True))[:, 0].double().tolist()
-            best = (logits_NW.argmax(1) == target_N1[:, 0]).tolist()
-            for row, logprob, is_best in zip(owners[part], found, best, strict=True):
-                total[row] += logprob
-                greedy[row] = greedy[row] and is_best
+        found = _logprobs(model, hidden_ND, targets)
+        pairs = ((logprob, best) for logprobs, bests in found for logprob, best in zip(logprobs, bests, strict=True))
+        for row, (logprob, is_best) in zip(owners, pairs, strict=True):
+            total[row] += float(logprob)
+            greedy[row] = greedy[row] and bool(is_best)
 
     _check_vocabulary(model, rows)
     beginning = [row for row, ids in enumerate(rows) if ids]
@@ -252,6 +276,18 @@ def _score(
         targets = [token for ids, n in zip(rows, counts, strict=True) for token in ids[first + 1 : first + 1 + n]]
         add([row for row, n in enumerate(counts) for _ in range(n)], hidden_BTD[exists], targets)
     return [Score(*one) for one in zip(total, greedy, strict=True)]
+
+
+def _logprobs(
+    model: LanguageModel, hidden: Float[Tensor, "N D"], targets: Sequence[int]
+) -> Iterator[tuple[Float64[np.ndarray, "n"], Bool[np.ndarray, "n"]]]:
+    """(log p of every target, whether it is the most probable token), POSITIONS of them at a time."""
+    for begin in range(0, len(targets), POSITIONS):
+        part = slice(begin, begin + POSITIONS)
+        logits_NW = model.logits(hidden[part])
+        target_N1 = torch.tensor(targets[part], device=hidden.device)[:, None]
+        found = (logits_NW.gather(1, target_N1) - logits_NW.logsumexp(1, keepdim=True))[:, 0]
+        yield found.double().cpu().numpy(), (logits_NW.argmax(1) == target_N1[:, 0]).cpu().numpy()
 
 
 def _padded_chunks(

@@ -30,6 +30,10 @@ LEAST = 1e-3  # of the median: the smallest deviation
 
 
 @final
+class StoppedError(ValueError):
+    """The guard ended the run: what it saw, and what usually helps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What to do with a step, and why; the reason of "ok" is empty."""

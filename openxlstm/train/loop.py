@@ -25,7 +25,7 @@ from openxlstm.train.book import Book
 from openxlstm.train.evaluate import Write, by_length, continued, evaluate
 from openxlstm.train.finish import Ending, Sample, finish, is_finished
 from openxlstm.train.folder import only_one
-from openxlstm.train.guard import Guard, Verdict
+from openxlstm.train.guard import Guard, StoppedError, Verdict
 from openxlstm.train.log import Display, Silent, clock, counted
 from openxlstm.train.loss import Rows
 from openxlstm.train.meters import Meters
@@ -208,7 +208,7 @@ def _tell(now: Sitting, found: Found, verdict: Verdict) -> None:
     if verdict.action == "stop":
         step.leave(run)
         run.settle()  # and nothing is saved: the parameters may be what is wrong, and the last checkpoint is older
-        raise ValueError(
+        raise StoppedError(
             f"{verdict.reason}; so the run stopped, and the step was not taken; checkpoints in {run.checkpoints} are"
             " of the steps before. A lower optim.lr, a longer warm-up or a smaller optim.clip in a new run usually"
             " helps; [guard] in the recipe says what else can be done"

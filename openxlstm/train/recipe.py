@@ -21,7 +21,13 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {  # name: (config, model)
     "xlstm": (xLSTMConfig, xLSTM),
     "xlstm_large": (xLSTMLargeConfig, xLSTMLarge),
 }
-COMPARED = {"llama": ("LlamaConfig", "Llama")}  # architectures of others, in hf/baselines.py; they need transformers
+COMPARED = {  # architectures to compare with: (module, config, model); what is in hf/ needs transformers
+    "lstm": ("openxlstm.tasks.baselines", "LSTMConfig", "LSTM"),
+    "lstm_block": ("openxlstm.tasks.baselines", "LSTMBlockConfig", "LSTM"),
+    "llama": ("openxlstm.hf.baselines", "LlamaConfig", "Llama"),
+    "mamba2": ("openxlstm.hf.recurrent_baselines", "Mamba2Config", "Mamba2"),
+    "rwkv4": ("openxlstm.hf.recurrent_baselines", "RWKV4Config", "RWKV4"),
+}
 MOST = 2**31 - 1  # of anything that is counted in rows or tokens of one batch: what index arithmetic is safe for
 
 
@@ -303,13 +309,13 @@ def architecture(name: str) -> tuple[Any, Any]:
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
+    module, config, model = COMPARED[name]
     try:
-        baselines = importlib.import_module("openxlstm.hf.baselines")
+        baselines = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
         raise ValueError(f"model.architecture = {name!r} is built by transformers: pip install openxlstm[hf]") from None
-    config, model = COMPARED[name]
     return getattr(baselines, config), getattr(baselines, model)
 
 

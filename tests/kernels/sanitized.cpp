@@ -54,7 +54,7 @@ void mlstm(int isa, int64_t T_, int64_t K, int64_t V, int64_t chunk, int64_t gat
     auto C = numbers<float>(B * H * K * V), n = numbers<float>(B * H * K), m = numbers<float>(B * H);
     auto h = numbers<T>(B * T_ * H * V), dq = q, dk = k, dv = v;
     auto C1 = C, n1 = n, m1 = m, dC0 = C, dn0 = n, a = i, di = i, df = i;
-    auto states = numbers<float>(B * H * (chunks + 1) * K * (V + 1)), stabilisers = numbers<float>(B * H * chunks);
+    auto states = numbers<float>(B * H * (chunks + 1) * XL_SLOT(K, V)), stabilisers = numbers<float>(B * H * chunks);
     const bool bf16 = sizeof(T) == 2;
     xl_mlstm_forward fw = {
         B, T_, H, K, V, 2, bf16, gate, chunk, {T_ * H * K, H * K, K}, {T_ * H * K, H * K, K}, {T_ * H * V, H * V, V}, 1e-6,
@@ -89,6 +89,49 @@ void slstm(int isa, int64_t T_, int64_t K) {
         B, T_, H, K, 2, bf16, out.data(), h.data(), c.data(), n.data(), R.data(), reset.data(), mask.data(), c.data(), n.data(),
         tape.data(), draw.data(), h1.data(), c1.data(), n1.data()};
     expect(xl_run_slstm_backward(isa, &bw), "slstm_backward");
+}
+
+template <typename T>
+void project(int isa, int64_t T_, int64_t U, int64_t J, int64_t G) {
+    const int64_t B = 2;
+    auto x = numbers<T>(B * T_ * U), c = x, q = x, k = x, v = x, dx = x;
+    auto w = numbers<float>(U * J), b = numbers<float>(U), past = numbers<float>(B * (J - 1) * U), last = past, dpast = past;
+    auto wq = numbers<float>(4 * U), wk = wq, wv = wq, gate_w = numbers<float>(G * 3 * U), gate_b = numbers<float>(G);
+    auto raw = numbers<float>(B * T_ * G), dw = w, db = b, dwq = wq, dwk = wq, dwv = wq, dgate_w = gate_w, dgate_b = gate_b;
+    auto reset = flags(B * T_, 10), mask = flags(B * T_, 80);
+    const bool bf16 = sizeof(T) == 2, maps = U % 4 == 0;
+    xl_project_forward fw = {
+        B, T_, U, J, maps ? G : 0, 2, bf16, {T_ * U, U}, x.data(), w.data(), b.data(), {}, gate_w.data(), gate_b.data(),
+        past.data(), reset.data(), mask.data(), c.data(), {q.data(), k.data(), v.data()}, raw.data(), last.data()};
+    if (maps) fw.maps[0] = wq.data(), fw.maps[1] = wk.data(), fw.maps[2] = wv.data();
+    expect(xl_run_project_forward(isa, &fw), "project_forward");
+    xl_project_backward bw = {
+        B, T_, U, J, maps ? G : 0, 2, bf16, {T_ * U, U}, x.data(), w.data(), b.data(), {}, gate_w.data(), past.data(),
+        reset.data(), mask.data(), c.data(), {q.data(), k.data(), v.data()}, c.data(), {q.data(), nullptr, v.data()},
+        raw.data(), last.data(), dx.data(), dw.data(), db.data(), {dwq.data(), dwk.data(), dwv.data()}, dgate_w.data(),
+        dgate_b.data(), dpast.data()};
+    if (maps) bw.maps[0] = wq.data(), bw.maps[1] = wk.data(), bw.maps[2] = wv.data();
+    expect(xl_run_project_backward(isa, &bw), "project_backward");
+}
+
+template <typename T>
+void norms(int isa, int64_t rows, int64_t H, int64_t V) {
+    const int64_t U = H * V;
+    auto h = numbers<T>(rows * U), c = h, z = h, y = h, dh = h, dc = h, dz = h;
+    auto weight = numbers<float>(U), skip = weight, dweight = weight, dskip = weight, wide = numbers<float>(rows * U);
+    const bool bf16 = sizeof(T) == 2;
+    xl_gate_forward fw = {rows, H, V, 2, bf16, U, 1e-5, h.data(), c.data(), z.data(), weight.data(), skip.data(), y.data()};
+    expect(xl_run_gate_forward(isa, &fw), "gate_forward");
+    xl_gate_backward bw = {
+        rows, H, V, 2, bf16, U, 1e-5, y.data(), h.data(), c.data(), z.data(), weight.data(), skip.data(), dh.data(), dc.data(),
+        dz.data(), dweight.data(), dskip.data()};
+    expect(xl_run_gate_backward(isa, &bw), "gate_backward");
+    xl_norm_forward down = {rows, U, 2, 0, bf16, 1e-5, wide.data(), weight.data(), y.data()};
+    expect(xl_run_norm_forward(isa, &down), "norm_forward");
+    xl_norm_forward up = {rows, U, 2, bf16, 0, 1e-5, h.data(), weight.data(), wide.data()};
+    expect(xl_run_norm_forward(isa, &up), "norm_forward");
+    xl_norm_backward back = {rows, U, 2, bf16, 0, 1e-5, wide.data(), h.data(), weight.data(), dh.data(), dweight.data()};
+    expect(xl_run_norm_backward(isa, &back), "norm_backward");
 }
 
 void linear(int isa, int64_t rows, int64_t width, int64_t out, int64_t format, int64_t row_bytes) {
@@ -128,13 +171,22 @@ void packed(int isa, int64_t rows, int64_t blocks, int64_t out, int64_t format, 
 
 int main() {
     for (int isa = 0; isa <= xl_best_isa(); ++isa) {
+        std::printf("%d ", isa);
         for (int64_t T : {1, 2, 17, 70})
             for (int64_t K : {1, 5, 16, 33}) {
                 mlstm<float>(isa, T, K, K + 2, 16, T % 3);
-                mlstm<uint16_t>(isa, T, K + 1, K, 64, 0);
+                mlstm<uint16_t>(isa, T, K + 1, K, 64, T % 3);
                 slstm<float>(isa, T, K);
                 slstm<uint16_t>(isa, T, K);
             }
+        for (int64_t T : {1, 2, 5, 23})
+            for (int64_t U : {1, 4, 20, 68, 300})
+                for (int64_t J : {1, 2, 4}) {
+                    project<float>(isa, T, U, J, 5);
+                    project<uint16_t>(isa, T, U, J, 8);
+                    norms<float>(isa, T, J, U);
+                    norms<uint16_t>(isa, T, J, U);
+                }
         for (int64_t rows : {1, 2, 3, 4, 7})
             for (int64_t out : {1, 4, 5, 9}) {
                 for (int64_t width : {3, 32, 45, 96}) {

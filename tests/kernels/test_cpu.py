@@ -305,3 +305,14 @@ def test_a_step_of_the_mlstm_with_extreme_gates_and_nan() -> None:
         h, after = kernels.mlstm_step(*x, mLSTMState.empty(2, H, 6, 6), mask=torch.tensor([False, True]), backend="cpu")
         assert torch.isfinite(h).all()
         assert all(torch.isfinite(tensor).all() for tensor in after.tensors()), "a NaN where no step exists"
+
+
+@needs_library
+def test_amx_is_used_refused_or_absent_and_the_difference_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(FOUND, library.Native)
+    answer = FOUND.library.xl_has_amx()
+    assert answer in (0, 1, 2)
+    assert answer != 1 or FOUND.library.xl_best_isa() in (3, 4), "AMX alone, without AVX-512, is no level of ours"
+    assert ("AMX is there" in cpu.about()) == (answer == 2)
+    monkeypatch.setattr(library.Native, "refused_amx", True)
+    assert "AMX is there, and the operating system does not grant it" in cpu.about()

@@ -42,6 +42,65 @@ def test_every_instruction_set_is_the_definition(
 
 
 @isas
+@pytest.mark.parametrize(("K", "V"), [(1, 1), (3, 18), (60, 97)])
+@pytest.mark.parametrize("input_gate", ["exp", "sigmoid", "sigmoid_normalized"])
+def test_every_instruction_set_is_the_definition_in_bf16(
+    isa: library.Native, K: int, V: int, input_gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same rounded inputs. On AMX weighted scores and states are rounded for the products that they enter."""
+    monkeypatch.setattr(mlstm_ops, "_library", lambda: isa)
+    for T in (5, 130):
+        x = mlstm_inputs(T, K=K, V=V, dtype=torch.float32)
+        x[:3] = [p.detach().bfloat16().requires_grad_() for p in x[:3]]
+        state = mlstm_state(K=K, V=V, dtype=torch.float32, stabilised=input_gate == "exp")
+        if input_gate == "sigmoid":
+            state = mLSTMState(state.C, torch.zeros_like(state.n).requires_grad_(), state.m)
+        double, state64 = doubled(x, state)
+        for flags in ({}, random_flags(T), {"reset": torch.ones(B, T, dtype=torch.bool)}):
+            want = mlstm_results(mlstm.chunkwise, double, state64, input_gate=input_gate, **flags)
+            for chunk in (None, 48):
+                got = mlstm_results(kernels.mlstm, x, state, input_gate=input_gate, **flags, chunk=chunk, backend="cpu")
+                assert_equal(got, want, 1e-2, f"{isa.name}, T={T}, K={K}, V={V}, chunk={chunk}, {list(flags)}")
+
+
+@needs_library
+@pytest.mark.parametrize(("i_mean", "f_mean"), [(0.0, 0.0), (0.0, 6.0), (-10.0, 6.0)])
+def test_long_sequences_in_bf16(i_mean: float, f_mean: float) -> None:
+    """Rounding the state for its products does not add up: the state itself is fp32."""
+    x = mlstm_inputs(900, K=64, V=48, i_mean=i_mean, f_mean=f_mean, dtype=torch.float32)
+    x[:3] = [p.detach().bfloat16().requires_grad_() for p in x[:3]]
+    state = mlstm_state(K=64, V=48, dtype=torch.float32)
+    double, state64 = doubled(x, state)
+    want = mlstm_results(mlstm.chunkwise, double, state64, chunk=128)
+    for chunk in (64, 128):
+        got = mlstm_results(kernels.mlstm, x, state, chunk=chunk, backend="cpu")
+        assert_equal(got, want, 1e-2, f"chunk={chunk}")
+        assert_equal({"n": got["n"]}, {"n": want["n"]}, 1e-5, f"chunk={chunk}: of exact keys")
+
+
+@isas
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_task_leaves_nothing_behind_for_the_next(
+    isa: library.Native, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread has one working memory for all its heads: a NaN in the first may not show in those that follow."""
+    monkeypatch.setattr(mlstm_ops, "_library", lambda: isa)
+    monkeypatch.setattr(mlstm_ops, "threads", lambda: 1)
+    for number in range(5):
+        x = [p.detach() for p in mlstm_inputs(21, K=5, V=7, dtype=torch.float32)]
+        x[:3] = [p.to(dtype) for p in x[:3]]
+        clean = [p.clone().requires_grad_() for p in x]
+        x[number][0] = torch.nan
+        dirty = [p.requires_grad_() for p in x]
+        results = []
+        for part in (clean, dirty):
+            h, end = kernels.mlstm(*part, chunk=16, backend="cpu")
+            results.append([h, end.C, end.n, *torch.autograd.grad(h.float().sum() + end.C.sum(), part)])
+        assert results[1][0][0].isnan().any()
+        assert all(torch.equal(a[1], b[1]) for a, b in zip(*results, strict=True)), f"input {number}"
+
+
+@isas
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_does_not_notice_its_company_nor_the_threads(
     isa: library.Native, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

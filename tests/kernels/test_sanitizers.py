@@ -6,6 +6,7 @@ import importlib.util
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +17,12 @@ SOURCES = ROOT / "openxlstm/kernels/cpu/csrc"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
-def setup_facts() -> tuple[tuple[str, ...], dict[str, tuple[int, list[str]]], list[str]]:
+def setup_facts() -> tuple[Callable[[str], tuple[str, ...]], dict[str, tuple[int, list[str]]], list[str]]:
     """What setup.py compiles and how: the test follows it, so that no kernel is forgotten."""
     facts: dict[str, object] = {"__name__": "facts", "__file__": str(ROOT / "setup.py")}
     text = (ROOT / "setup.py").read_text().split("\nsetup(")[0]
     exec(compile(text, "setup.py", "exec"), facts)
-    return facts["KERNELS"], facts["ISAS"], facts["FLAGS"]  # type: ignore[return-value]
+    return facts["kernels"], facts["ISAS"], facts["FLAGS"]  # type: ignore[return-value]
 
 
 @pytest.mark.slow
@@ -35,7 +36,7 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     jobs = [["abi.o", str(SOURCES / "abi.cpp")], ["driver.o", str(Path(__file__).with_name("sanitized.cpp"))]]
     for isa, (lanes, own) in isas.items():
         chosen = [f"-DXL_ISA=xl_{isa}", f"-DXL_LANES={lanes}", *own]
-        jobs += [[f"{kernel}-{isa}.o", str(SOURCES / f"{kernel}.cpp"), *chosen] for kernel in kernels]
+        jobs += [[f"{kernel}-{isa}.o", str(SOURCES / f"{kernel}.cpp"), *chosen] for kernel in kernels(isa)]
 
     def compile_one(job: list[str]) -> None:
         subprocess.run(["g++", *common, *job[2:], "-c", job[1], "-o", str(tmp_path / job[0])], check=True)
@@ -47,4 +48,7 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     subprocess.run(["g++", "-fopenmp", *SANITIZE, *objects, "-o", str(program)], check=True)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:] or done.stdout
-    assert done.stdout == "clean\n"
+    assert done.stdout.endswith("clean\n")
+    here = {int(number) for number in done.stdout.split()[:-1]}
+    if missing := [isa for number, isa in enumerate(isas) if number not in here]:
+        pytest.skip(f"clean, but this machine does not have {', '.join(missing)}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openxlstm.cells import mLSTMState, sLSTMState
+from openxlstm.kernels.cpu import glue_ops as glue_ops
 from openxlstm.kernels.cpu import mlstm_ops as mlstm_ops
 from openxlstm.kernels.cpu import ops as ops
 from openxlstm.kernels.cpu.library import LONGEST_CHUNK, native
@@ -56,7 +57,7 @@ def mlstm(
     inputs = (q, k, v, i, f, state.C, state.n)
     refuse_forward_mode(*inputs)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    length = mlstm_ops.best_chunk(q.shape[-1], v.shape[-1]) if chunk is None else min(chunk, LONGEST_CHUNK)
+    length = mlstm_ops.best_chunk(q.shape[-1], v.shape[-1], q.dtype) if chunk is None else min(chunk, LONGEST_CHUNK)
     h, C, n, m, *_kept = torch.ops.openxlstm_cpu.mlstm(
         *inputs, state.m.detach(), reset, mask, input_gate, eps, length, save
     )
@@ -117,11 +118,18 @@ def mlstm_step(
     return h, mLSTMState(C, n, m)
 
 
+def missing() -> str | None:
+    """One sentence about why there is no native library; None where there is one."""
+    return _MISSING
+
+
 def about() -> str:
     """What serves, for people: the instruction set, or why there is none."""
     if isinstance(_FOUND, str):
         return _FOUND
-    return f"native kernels of both cells, {_FOUND.name} instructions; float32 and bfloat16"
+    refused = "; AMX is there, and the operating system does not grant it" if _FOUND.refused_amx else ""
+    what = "native kernels of both cells and of what surrounds them"
+    return f"{what}, {_FOUND.name} instructions; float32 and bfloat16{refused}"
 
 
 _FOUND = native()  # at import, so that a decision reads no file and no environment variable

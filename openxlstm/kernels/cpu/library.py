@@ -1,6 +1,6 @@
 """The native library: found beside this file if it was built, loaded at the first question, never compiled here.
 
-`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16): each can be tested wherever it runs.
+`OPENXLSTM_ISA` forces an instruction set (baseline, avx2, avx512, avx512_bf16, amx), so that each can be tested.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")  # by number, as csrc/openxlstm.h has them
+from openxlstm.kernels.cpu.glue_calls import CALLS
+
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")  # by number, as csrc/openxlstm.h has them
 FILE = Path(__file__).with_name("_openxlstm.so")
-VERSION = 6  # XL_VERSION
+VERSION = 7  # XL_VERSION
 LONGEST_CHUNK = 256  # XL_CHUNK
 TAPE = 8  # vectors that the forward sweep keeps per step: XL_TAPE
 ROWS_TOGETHER = 64  # rows that pass a matrix in blocks together: XL_ROWS_TOGETHER
@@ -143,7 +145,12 @@ class Native:
     @property
     def multiplies_bytes(self) -> bool:
         """Whether blocks of Q8_0 and Q4_0 are fastest with 16 rows side by side (csrc/bytes.h)."""
-        return self.name == "avx512_bf16"
+        return self.name in ("avx512_bf16", "amx")
+
+    @property
+    def refused_amx(self) -> bool:
+        """Whether the processor has AMX and the operating system keeps it from this process."""
+        return bool(self.library.xl_has_amx() == 2)
 
     def slstm_forward(self, call: SlstmForward) -> None:
         """Run one forward sweep."""
@@ -180,6 +187,10 @@ class Native:
         """Put rows in blocks side by side."""
         _check(self.library.xl_run_packing(self.isa, ctypes.byref(call)))
 
+    def run(self, name: str, call: ctypes.Structure) -> None:
+        """Run what surrounds a cell: a name and its structure, as `glue_calls.CALLS` pairs them."""
+        _check(getattr(self.library, f"xl_run_{name}")(self.isa, ctypes.byref(call)))
+
     def function(self, name: str, x: Tensor) -> Tensor:
         """exp, log1p, tanh or sigmoid of an fp32 tensor: what the gates are made of, for the tests of its accuracy."""
         x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -212,6 +223,8 @@ def native() -> Native | str:
     library.xl_run_decode.argtypes = [c_int, POINTER(Decode)]
     library.xl_run_product.argtypes = [c_int, POINTER(Product)]
     library.xl_run_packing.argtypes = [c_int, POINTER(Packing)]
+    for name, call in CALLS.items():
+        getattr(library, f"xl_run_{name}").argtypes = [c_int, POINTER(call)]
     library.xl_run_function.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int64]
     best = library.xl_best_isa()
     wanted = os.environ.get("OPENXLSTM_ISA")
@@ -220,6 +233,11 @@ def native() -> Native | str:
     if wanted not in ISAS[: best + 1]:
         raise ValueError(f"OPENXLSTM_ISA={wanted!r} must be one of {', '.join(ISAS[: best + 1])} on this machine")
     return Native(library, ISAS.index(wanted))
+
+
+def slot(K: int, V: int) -> int:
+    """Numbers between two kept states of the mLSTM: XL_SLOT."""
+    return -(-K // 32) * 32 * (-(-V // 32) * 32 + 16 + 1)
 
 
 def pointer(x: Tensor | None) -> int | None:

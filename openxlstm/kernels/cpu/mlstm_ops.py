@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.kernels.cpu.library import MlstmBackward, MlstmForward, pointer, threads
+from openxlstm.kernels.cpu.library import MlstmBackward, MlstmForward, Native, native, pointer, slot, threads
 from openxlstm.kernels.cpu.ops import _fp32, _lib, _library, _plain
 from openxlstm.kernels.torch.ops import once
 
+_FOUND = native()
+_TILES = (
+    isinstance(_FOUND, Native) and _FOUND.name == "amx"
+)  # products are cheap then, and what is left costs by the chunk
 INPUT_GATES = ("exp", "sigmoid", "sigmoid_normalized")  # by number, as csrc/openxlstm.h has them
 
 _lib.define(
@@ -28,9 +32,9 @@ _lib.define(
 )
 
 
-def best_chunk(K: int, V: int) -> int:
+def best_chunk(K: int, V: int, dtype: torch.dtype) -> int:
     """The chunk length that was fastest (docs/log.md): scores cost L (K + V) a step, reading and writing C K V / L."""
-    return 64 if K * V <= 128 * 256 else 128
+    return 128 if K * V > 128 * 256 or (_TILES and dtype == torch.bfloat16) else 64
 
 
 def _rows(*tensors: Tensor) -> list[Tensor]:
@@ -46,7 +50,7 @@ def _mlstm(
     q, k, v = _rows(q, k, v)
     read = [_fp32(i), _fp32(f), _plain(reset), _plain(mask), C.contiguous(), n.contiguous(), m.contiguous()]
     written = [q.new_empty(B, T, H, V), C.new_empty(B, H, K, V), n.new_empty(B, H, K), m.new_empty(B, H)]
-    kept = [C.new_empty(B, T, H), C.new_empty(B, H, chunks + 1, K * (V + 1)), C.new_empty(B, H, chunks)]
+    kept = [C.new_empty(B, T, H), C.new_empty(B, H, chunks + 1, slot(K, V)), C.new_empty(B, H, chunks)]
     if not save:
         kept = [C.new_empty(0) for _ in kept]
     if B:
@@ -90,7 +94,7 @@ def _mlstm_fake(q: Any, k: Any, v: Any, i: Any, f: Any, C: Any, n: Any, m: Any, 
     if not save:
         return *written, *(C.new_empty(0) for _ in range(3))
     chunks = -(-T // chunk)
-    kept = C.new_empty(B, T, H), C.new_empty(B, H, chunks + 1, K * (V + 1)), C.new_empty(B, H, chunks)
+    kept = C.new_empty(B, T, H), C.new_empty(B, H, chunks + 1, slot(K, V)), C.new_empty(B, H, chunks)
     return *written, *kept
 
 

@@ -16,8 +16,11 @@ from torch import Tensor
 from openxlstm.cells import mLSTMState
 from openxlstm.kernels.torch.ops import once, refuse_forward_mode
 from openxlstm.kernels.triton import mlstm_backward, mlstm_forward
+from openxlstm.kernels.triton.layout import readable, strides
 
 LAUNCH = {"num_warps": 4, "num_stages": 2}  # more than 4 warps have miscompiled on Hopper: not without a gradient test
+
+MOST = 65_535  # programs along the second and third axis of a CUDA grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +39,17 @@ class Plan:
         return cls(L, *(max(16, min(widest, triton.next_power_of_2(width))) for width in (K, V)))
 
 
-def _readable(x: Tensor) -> Tensor:
-    """x itself, unless its last axis is strided or its rows are not aligned as the kernels were compiled for."""
-    aligned = x.shape[-1] % 16 or (x.data_ptr() % 16 == 0 and all(s % 16 == 0 for s in x.stride()[:-1]))
-    return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
-
-
 class _Gates:
     """The gate pre-pass and what every kernel of a call shares."""
 
     def __init__(self, q: Tensor, i: Tensor, f: Tensor, m: Tensor, reset: Any, mask: Any, gate: str, plan: Plan):
         self.B, self.T, self.H, _ = q.shape
         self.N, self.Z = triton.cdiv(self.T, plan.L), self.B * self.H
+        for what, count in (("rows times heads", self.Z), (f"chunks of {plan.L}", self.N)):
+            if count > MOST:
+                raise ValueError(
+                    f"{count} {what} are more than a launch takes, {MOST}: split the call, or backend='torch'"
+                )
         self.reset, self.mask = (None if x is None else x.contiguous() for x in (reset, mask))
         self.exp, self.plan = gate == "exp", plan
         self.key, self.row, self.m, self.enter, self.write = m.new_empty(5, self.Z, self.N * plan.L).unbind(0)
@@ -63,66 +65,78 @@ class _Gates:
         """A bool tensor as bytes; anything at all where there is none, since the kernel then does not read it."""
         return self.decay if x is None else x.contiguous().view(torch.uint8)
 
+    def borders(self, C: Tensor, dtype: torch.dtype) -> Tensor:
+        """Room for C at every border: in bf16 if it enters products as bf16 anyway."""
+        kept = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        return C.new_empty(self.Z, self.N + 1, *C.shape[2:], dtype=kept)
+
     def sweep(
         self, x: Tensor, y: Tensor, weight: Tensor, column: Tensor, C: Tensor, n: Tensor, normalised: bool,
-        other: tuple[Tensor, Tensor] | None = None,
+        other: tuple[Tensor, Tensor] | None = None, rest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """Borders of C and n, the last C and n, and rho."""
+        """Borders of C and n, the last C and n, and rho. `rest` is written, or in reverse read."""
         K, V, plan = x.shape[-1], y.shape[-1], self.plan
         grid = (triton.cdiv(K, plan.TILE_K), triton.cdiv(V, plan.TILE_V), self.Z)
-        kept = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-        states = C.new_empty(self.Z, self.N + 1, K, V, dtype=kept)
+        states = self.borders(C, x.dtype)
         columns, rho = C.new_empty(self.Z, self.N + 1, K), C.new_empty(grid[0] * grid[1], self.Z, self.N)
         C_out, n_out = C.new_empty(C.shape), n.new_empty(n.shape)
         mlstm_forward.sweep[grid](
             x, y, weight, column, self.decay, self.flag(self.mask), C.contiguous(), n.contiguous(), states, columns,
-            C_out, n_out, *(other or (states, columns)), rho, self.T, self.N, self.H, *x.stride()[:3], *y.stride()[:3],
-            K=K, V=V, L=plan.L, TILE_K=plan.TILE_K, TILE_V=plan.TILE_V, REVERSE=other is not None,
-            NORMALISED=normalised, MASK=self.mask is not None, IEEE=x.dtype == torch.float32, **LAUNCH,
+            C_out, n_out, *(other or (states, columns)), states if rest is None else rest, rho, self.T, self.N, self.H,
+            *strides(x), *strides(y), K=K, V=V, L=plan.L, TILE_K=plan.TILE_K, TILE_V=plan.TILE_V,
+            REVERSE=other is not None, REST=rest is not None, NORMALISED=normalised, MASK=self.mask is not None,
+            IEEE=x.dtype == torch.float32, **LAUNCH,
         )  # fmt: skip
         return states, columns, C_out, n_out, rho
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C: Tensor, n: Tensor, m: Tensor,
-    reset: Tensor | None, mask: Tensor | None, input_gate: str, eps: float, chunk: int | None,
+    reset: Tensor | None, mask: Tensor | None, input_gate: str, eps: float, chunk: int | None, save: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """h [B,T,H,V]; C, n, m after the last step; a [Z, N L]."""
+    """h [B,T,H,V]; C, n, m after the last step; a [Z, N L]; what h lost by rounding, if asked to save it."""
     K, V, normalised = q.shape[-1], v.shape[-1], input_gate != "sigmoid"
     plan = Plan.of(K, V, q.dtype, chunk)
-    q, k, v = (_readable(x.to(q.dtype)) for x in (q, k, v))
+    q, k, v = (readable(x.to(q.dtype)) for x in (q, k, v))
     g = _Gates(q, i, f, m, reset, mask, input_gate, plan)
     states, columns, C_out, n_out, _ = g.sweep(k, v, g.write, g.write, C, n, normalised)
     h, a = q.new_empty(g.B, g.T, g.H, V), m.new_zeros(g.Z, g.N * plan.L)
+    rest = h.new_empty(h.shape if _has_rest(q.dtype, input_gate, save) else (0,))
     mlstm_forward.output[(triton.cdiv(V, plan.TILE_V), g.N, g.Z)](
-        q, k, v, g.key, g.row, g.m, g.enter, g.segment, g.flag(mask), states, columns, h, a, g.T, g.N, g.H,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *h.stride()[:3], eps, K**-0.5,
+        q, k, v, g.key, g.row, g.m, g.enter, g.segment, g.flag(mask), states, columns, h, rest, a, g.T, g.N, g.H,
+        *strides(q), *strides(k), *strides(v), *strides(h), eps, K**-0.5,
         K=K, V=V, L=plan.L, TILE_K=plan.TILE_K, TILE_V=plan.TILE_V, NORMALISED=normalised, MASK=mask is not None,
-        IEEE=q.dtype == torch.float32, **LAUNCH,
+        IEEE=q.dtype == torch.float32, REST=rest.numel() > 0, **LAUNCH,
     )  # fmt: skip
-    return h, C_out, n_out, g.m_out, a
+    return h, C_out, n_out, g.m_out, a, rest
+
+
+def _has_rest(dtype: torch.dtype, input_gate: str, save: bool) -> bool:
+    """Whether h keeps what its rounding loses: e = dh . h needs it in bf16, and only a normaliser needs e."""
+    return save and dtype == torch.bfloat16 and input_gate != "sigmoid"
 
 
 def backward(
     dh: Tensor | None, dC: Tensor | None, dn: Tensor | None, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor,
     C: Tensor, n: Tensor, m: Tensor, reset: Tensor | None, mask: Tensor | None, h: Tensor, a: Tensor,
-    input_gate: str, eps: float, chunk: int | None,
+    rest: Tensor, input_gate: str, eps: float, chunk: int | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of q, k, v, i, f and of the initial C and n."""
     K, V, normalised, v_dtype, k_dtype = q.shape[-1], v.shape[-1], input_gate != "sigmoid", v.dtype, k.dtype
     plan = Plan.of(K, V, q.dtype, chunk)
-    q, k, v = (_readable(x.to(q.dtype)) for x in (q, k, v))
-    dh = torch.zeros_like(h) if dh is None else _readable(dh.to(q.dtype))
+    q, k, v = (readable(x.to(q.dtype)) for x in (q, k, v))
+    dh = torch.zeros_like(h) if dh is None else readable(dh.to(q.dtype))
     g = _Gates(q, i, f, m, reset, mask, input_gate, plan)
-    states, columns, *_ = g.sweep(k, v, g.write, g.write, C, n, normalised)
+    lost = g.borders(C, q.dtype) if _has_rest(q.dtype, input_gate, save=True) else None
+    states, columns, *_ = g.sweep(k, v, g.write, g.write, C, n, normalised, rest=lost)
     sizes = dict(K=K, V=V, L=plan.L, TILE_K=plan.TILE_K, TILE_V=plan.TILE_V)
     flags = dict(MASK=mask is not None, IEEE=q.dtype == torch.float32)
     inverse, da = torch.ones_like(g.m), torch.zeros_like(g.m)
     if normalised:
         e = torch.empty_like(g.m)
         mlstm_backward.row_dot[(g.N, g.Z)](
-            dh, h, g.flag(mask), e, g.T, g.N, g.H, *dh.stride()[:3], *h.stride()[:3],
-            V=V, L=plan.L, TILE_V=plan.TILE_V, MASK=mask is not None, num_warps=4,
+            dh, h, rest, g.flag(mask), e, g.T, g.N, g.H, *strides(dh), *strides(h),
+            V=V, L=plan.L, TILE_V=plan.TILE_V, MASK=mask is not None, REST=rest.numel() > 0, num_warps=4,
         )  # fmt: skip
         floor = torch.exp(-g.m.clamp(-80.0, 80.0))
         inverse = 1.0 / (torch.maximum(a.abs(), floor) + eps)
@@ -130,7 +144,9 @@ def backward(
     scaled = g.enter * K**-0.5
     dC = torch.zeros_like(C) if dC is None else dC
     dn = torch.zeros_like(n) if dn is None or not normalised else dn
-    GC, Gn, dC0, dn0, rho = g.sweep(q, dh, scaled * inverse, scaled * da, dC, dn, normalised, other=(states, columns))
+    GC, Gn, dC0, dn0, rho = g.sweep(
+        q, dh, scaled * inverse, scaled * da, dC, dn, normalised, other=(states, columns), rest=lost
+    )
     # torch.empty_like keeps strides, which may be anything; the operator promises what register_fake promises
     dq, dk, dv = (q.new_empty(x.shape) for x in (q, k, v))
     tiles_k, tiles_v = triton.cdiv(K, plan.TILE_K), triton.cdiv(V, plan.TILE_V)
@@ -141,13 +157,13 @@ def backward(
         (mlstm_backward.dk, g.write, (GC, Gn), dk, k_dk),
     ):
         kernel[(tiles_k, g.N, g.Z)](
-            q, k, v, dh, g.key, g.row, weight, *shared, *memory, out, sums, g.T, g.N, g.H, *q.stride()[:3],
-            *k.stride()[:3], *v.stride()[:3], *dh.stride()[:3], *out.stride()[:3], K**-0.5,
+            q, k, v, dh, g.key, g.row, weight, *shared, *memory, out, sums, g.T, g.N, g.H, *strides(q),
+            *strides(k), *strides(v), *strides(dh), *strides(out), K**-0.5,
             **sizes, NORMALISED=normalised, **flags, **LAUNCH,
         )  # fmt: skip
     mlstm_backward.dv[(tiles_v, g.N, g.Z)](
-        q, k, dh, g.key, g.row, g.write, g.segment, inverse, g.flag(mask), GC, dv, g.T, g.N, g.H, *q.stride()[:3],
-        *k.stride()[:3], *dh.stride()[:3], *dv.stride()[:3], K**-0.5, **sizes, **flags, **LAUNCH,
+        q, k, dh, g.key, g.row, g.write, g.segment, inverse, g.flag(mask), GC, dv, g.T, g.N, g.H, *strides(q),
+        *strides(k), *strides(dh), *strides(dv), K**-0.5, **sizes, **flags, **LAUNCH,
     )  # fmt: skip
     di, df = i.new_empty(i.shape), f.new_empty(f.shape)
     mlstm_backward.dgates[(g.N, g.Z)](
@@ -165,27 +181,33 @@ def mlstm(
     """See `openxlstm.kernels.mlstm`; here T >= 1, the arguments are checked, and the forget gate is a sigmoid."""
     inputs = (q, k, v, i, f, state.C, state.n)
     refuse_forward_mode(*inputs)
-    h, C, n, m, _a = torch.ops.openxlstm_triton.mlstm(*inputs, state.m.detach(), reset, mask, input_gate, eps, chunk)
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    h, C, n, m, _a, _rest = torch.ops.openxlstm_triton.mlstm(
+        *inputs, state.m.detach(), reset, mask, input_gate, eps, chunk, save
+    )
     return h, mLSTMState(C, n, m.detach())
 
 
 _lib = torch.library.Library("openxlstm_triton", "FRAGMENT")
 _lib.define(
     "mlstm(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor C, Tensor n, Tensor m, Tensor? reset, Tensor? mask,"
-    " str input_gate, float eps, int? chunk) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " str input_gate, float eps, int? chunk, bool save) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _lib.define(
     "mlstm_backward(Tensor? dh, Tensor? dC, Tensor? dn, Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor C,"
-    " Tensor n, Tensor m, Tensor? reset, Tensor? mask, Tensor h, Tensor a, str input_gate, float eps, int? chunk)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " Tensor n, Tensor m, Tensor? reset, Tensor? mask, Tensor h, Tensor a, Tensor rest, str input_gate, float eps,"
+    " int? chunk) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 def _fake(q: Any, k: Any, v: Any, i: Any, f: Any, C: Any, n: Any, m: Any, *rest: Any) -> tuple[Tensor, ...]:
     B, T, H, _ = q.shape
-    L = Plan.of(q.shape[-1], v.shape[-1], q.dtype, rest[-1]).L
+    _reset, _mask, input_gate, _eps, chunk, save = rest
+    L = Plan.of(q.shape[-1], v.shape[-1], q.dtype, chunk).L
     state = (x.new_empty(x.shape) for x in (C, n, m))
-    return q.new_empty(B, T, H, v.shape[-1]), *state, m.new_empty(B * H, -(-T // L) * L)
+    h = q.new_empty(B, T, H, v.shape[-1])
+    lost = h.new_empty(h.shape if _has_rest(q.dtype, input_gate, save) else (0,))
+    return h, *state, m.new_empty(B * H, -(-T // L) * L), lost
 
 
 def _backward_fake(
@@ -195,15 +217,15 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, input_gate, eps, chunk = inputs
+    *tensors, input_gate, eps, chunk, _save = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[0], output[-1])
+    ctx.save_for_backward(*tensors, output[0], output[-2], output[-1])
     ctx.options = (input_gate, eps, chunk)
 
 
-def _gradient(ctx: Any, dh: Any, dC: Any, dn: Any, dm: Any, da: Any) -> tuple[Any, ...]:
+def _gradient(ctx: Any, dh: Any, dC: Any, dn: Any, dm: Any, da: Any, drest: Any) -> tuple[Any, ...]:
     gradients = torch.ops.openxlstm_triton.mlstm_backward(dh, dC, dn, *ctx.saved_tensors, *ctx.options)
-    return *gradients, *([None] * 6)
+    return *gradients, *([None] * 7)
 
 
 for _name, _body, _shapes in (("mlstm", forward, _fake), ("mlstm_backward", backward, _backward_fake)):

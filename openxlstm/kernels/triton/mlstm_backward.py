@@ -1,6 +1,6 @@
 """mLSTM, chunkwise, backward, on a GPU. Letters as in mlstm_forward.py; formulas as in kernels/torch/mlstm.py.
 
-    row_dot   e_j = dh_j . h_j over all of V
+    row_dot   e_j = dh_j . h_j over all of V, h with what its rounding lost: behind a norm e is a difference near zero
     sweep     (mlstm_forward.py, in reverse) the gradient GC, Gn of the memory at every border, and rho = <GC, C'>
     dq, dk    apart, because together they spill; each also sums q . dq or k . dk from its fp32 accumulator: from the
               stored bf16 numbers the forget gate's gradient would be off by up to 15 %
@@ -16,15 +16,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from openxlstm.kernels.triton.layout import RUNTIME, numbers
 
-@triton.jit(do_not_specialize=["T", "N", "H"], do_not_specialize_on_alignment=["p_mask"])
+
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def row_dot(
-    p_x, p_y, p_mask, p_e, T, N, H, s_xB, s_xT, s_xH, s_yB, s_yT, s_yH,
-    V: tl.constexpr, L: tl.constexpr, TILE_V: tl.constexpr, MASK: tl.constexpr,
+    p_x, p_y, p_rest, p_mask, p_e, T, N, H, s_xB, s_xT, s_xH, s_yB, s_yT, s_yH,
+    V: tl.constexpr, L: tl.constexpr, TILE_V: tl.constexpr, MASK: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """x_t . y_t -> [Z, N L]; 0 where there is no step."""
+    """x_t . (y_t + rest_t) -> [Z, N L]; 0 where there is no step. The rest lies as y does."""
     n, z = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i_b, i_h = z // H, z % H
+    s_xB, s_xT, s_xH = numbers(s_xB, V), numbers(s_xT, V), numbers(s_xH, V)
+    s_yB, s_yT, s_yH = numbers(s_yB, V), numbers(s_yT, V), numbers(s_yH, V)
     t = n * L + tl.arange(0, L)
     awake = t < T
     if MASK:
@@ -36,11 +40,15 @@ def row_dot(
         inside = awake[:, None] & (o_v < V)[None, :]
         x = tl.load(p_x + i_b * s_xB + i_h * s_xH + t[:, None] * s_xT + o_v[None, :], mask=inside, other=0.0)
         y = tl.load(p_y + i_b * s_yB + i_h * s_yH + t[:, None] * s_yT + o_v[None, :], mask=inside, other=0.0)
-        e += tl.sum(x.to(tl.float32) * y.to(tl.float32), axis=1)
+        y = y.to(tl.float32)
+        if REST:
+            o_y = i_b * s_yB + i_h * s_yH + t[:, None] * s_yT + o_v[None, :]
+            y += tl.load(p_rest + o_y, mask=inside, other=0.0).to(tl.float32)
+        e += tl.sum(x.to(tl.float32) * y, axis=1)
     tl.store(p_e + z * N * L + n * L + tl.arange(0, L), e)
 
 
-@triton.jit(do_not_specialize=["T", "N", "H", "scale"], do_not_specialize_on_alignment=["p_mask"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def dq(
     p_q, p_k, p_v, p_dh, p_key, p_row, p_enter, p_segment, p_inverse, p_da, p_mask, p_states, p_columns, p_dq, p_sum,
     T, N, H, s_qB, s_qT, s_qH, s_kB, s_kT, s_kH, s_vB, s_vT, s_vH, s_dB, s_dT, s_dH, s_oB, s_oT, s_oH, scale,
@@ -50,6 +58,11 @@ def dq(
     """dq_j = s (dS k + g_j C u_j), and q_j . dq_j of each K tile, [tiles, Z, N L]."""
     i_k, n, z = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_b, i_h = z // H, z % H
+    s_qB, s_qT, s_qH = numbers(s_qB, K), numbers(s_qT, K), numbers(s_qH, K)
+    s_kB, s_kT, s_kH = numbers(s_kB, K), numbers(s_kT, K), numbers(s_kH, K)
+    s_vB, s_vT, s_vH = numbers(s_vB, V), numbers(s_vT, V), numbers(s_vH, V)
+    s_dB, s_dT, s_dH = numbers(s_dB, V), numbers(s_dT, V), numbers(s_dH, V)
+    s_oB, s_oT, s_oH = numbers(s_oB, K), numbers(s_oT, K), numbers(s_oH, K)
     o_k, o_l = i_k * TILE_K + tl.arange(0, TILE_K), tl.arange(0, L)
     in_k = o_k < K
     t = n * L + o_l
@@ -98,7 +111,7 @@ def dq(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["T", "N", "H", "scale"], do_not_specialize_on_alignment=["p_mask"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def dk(
     p_q, p_k, p_v, p_dh, p_key, p_row, p_write, p_segment, p_inverse, p_da, p_mask, p_states, p_columns, p_dk, p_sum,
     T, N, H, s_qB, s_qT, s_qH, s_kB, s_kT, s_kH, s_vB, s_vT, s_vH, s_dB, s_dT, s_dH, s_oB, s_oT, s_oH, scale,
@@ -108,6 +121,11 @@ def dk(
     """dk_l = s dS^T q + write_l (GC v_l + Gn), and k_l . dk_l of each K tile. States and columns are GC and Gn."""
     i_k, n, z = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_b, i_h = z // H, z % H
+    s_qB, s_qT, s_qH = numbers(s_qB, K), numbers(s_qT, K), numbers(s_qH, K)
+    s_kB, s_kT, s_kH = numbers(s_kB, K), numbers(s_kT, K), numbers(s_kH, K)
+    s_vB, s_vT, s_vH = numbers(s_vB, V), numbers(s_vT, V), numbers(s_vH, V)
+    s_dB, s_dT, s_dH = numbers(s_dB, V), numbers(s_dT, V), numbers(s_dH, V)
+    s_oB, s_oT, s_oH = numbers(s_oB, K), numbers(s_oT, K), numbers(s_oH, K)
     o_k, o_l = i_k * TILE_K + tl.arange(0, TILE_K), tl.arange(0, L)
     in_k = o_k < K
     t = n * L + o_l
@@ -154,7 +172,7 @@ def dk(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["T", "N", "H", "scale"], do_not_specialize_on_alignment=["p_mask"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def dv(
     p_q, p_k, p_dh, p_key, p_row, p_write, p_segment, p_inverse, p_mask, p_states, p_dv,
     T, N, H, s_qB, s_qT, s_qH, s_kB, s_kT, s_kH, s_dB, s_dT, s_dH, s_oB, s_oT, s_oH, scale,
@@ -164,6 +182,10 @@ def dv(
     """dv_l = S^T u + write_l GC^T k_l; the states are GC."""
     i_v, n, z = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_b, i_h = z // H, z % H
+    s_qB, s_qT, s_qH = numbers(s_qB, K), numbers(s_qT, K), numbers(s_qH, K)
+    s_kB, s_kT, s_kH = numbers(s_kB, K), numbers(s_kT, K), numbers(s_kH, K)
+    s_dB, s_dT, s_dH = numbers(s_dB, V), numbers(s_dT, V), numbers(s_dH, V)
+    s_oB, s_oT, s_oH = numbers(s_oB, V), numbers(s_oT, V), numbers(s_oH, V)
     o_v, o_l = i_v * TILE_V + tl.arange(0, TILE_V), tl.arange(0, L)
     in_v = o_v < V
     t = n * L + o_l
@@ -205,10 +227,7 @@ def dv(
     )  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=["T", "N", "H", "tiles_k", "tiles", "s_iB", "s_iT", "s_iH", "s_fB", "s_fT", "s_fH"],
-    do_not_specialize_on_alignment=["p_i", "p_f", "p_reset", "p_mask"],
-)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_i", "p_f", "p_reset", "p_mask"])
 def dgates(
     p_i, p_f, p_reset, p_mask, p_segment, p_q_dq, p_k_dk, p_rho, p_di, p_df,
     T, N, H, tiles_k, tiles, s_iB, s_iT, s_iH, s_fB, s_fT, s_fH,

@@ -19,6 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from openxlstm.kernels.triton.layout import RUNTIME, numbers
+
 
 @triton.jit
 def logsigmoid(x):
@@ -35,10 +37,7 @@ def segmented_max(start_a, value_a, start_b, value_b):
     return start_a | start_b, tl.where(start_b != 0, value_b, tl.maximum(value_a, value_b))
 
 
-@triton.jit(
-    do_not_specialize=["T", "N", "H", "s_iB", "s_iT", "s_iH", "s_fB", "s_fT", "s_fH"],
-    do_not_specialize_on_alignment=["p_i", "p_f", "p_reset", "p_mask"],
-)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_i", "p_f", "p_reset", "p_mask"])
 def gates(
     p_i, p_f, p_m, p_reset, p_mask, p_key, p_row, p_stab, p_enter, p_write, p_segment, p_decay, p_m_out,
     T, N, H, s_iB, s_iT, s_iH, s_fB, s_fT, s_fH,
@@ -89,22 +88,25 @@ def gates(
     tl.store(p_m_out + z, m_in)
 
 
-@triton.jit(do_not_specialize=["T", "N", "H"], do_not_specialize_on_alignment=["p_mask"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def sweep(
     p_x, p_y, p_weight, p_column, p_decay, p_mask, p_C, p_n, p_states, p_columns, p_C_out, p_n_out,
-    p_other, p_other_n, p_rho,
+    p_other, p_other_n, p_rest, p_rho,
     T, N, H, s_xB, s_xT, s_xH, s_yB, s_yT, s_yH,
     K: tl.constexpr, V: tl.constexpr, L: tl.constexpr, TILE_K: tl.constexpr, TILE_V: tl.constexpr,
-    REVERSE: tl.constexpr, NORMALISED: tl.constexpr, MASK: tl.constexpr, IEEE: tl.constexpr,
+    REVERSE: tl.constexpr, REST: tl.constexpr, NORMALISED: tl.constexpr, MASK: tl.constexpr, IEEE: tl.constexpr,
 ):  # fmt: skip
     """C <- decay C + sum_l weight_l x_l y_l^T and n <- decay n + sum_l column_l x_l, over all chunks.
 
     p_states [Z, N + 1, K, V] and p_columns [Z, N + 1, K] take C and n at the borders, border 0 before the first chunk.
     REVERSE runs from the last chunk to the first, and writes rho = <C, other> + <n, other_n> of each chunk's end,
-    [tiles, Z, N].
+    [tiles, Z, N]. The two parts nearly cancel, since h does not change if memory and normaliser grow alike: with REST,
+    what p_states loses by rounding is kept in p_rest, of the same shape, and `other` is both together.
     """
     i_k, i_v, z = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_b, i_h = z // H, z % H
+    s_xB, s_xT, s_xH = numbers(s_xB, K), numbers(s_xT, K), numbers(s_xH, K)
+    s_yB, s_yT, s_yH = numbers(s_yB, V), numbers(s_yT, V), numbers(s_yH, V)
     o_k, o_v, o_l = i_k * TILE_K + tl.arange(0, TILE_K), i_v * TILE_V + tl.arange(0, TILE_V), tl.arange(0, L)
     in_k, in_v = o_k < K, o_v < V
     inside = in_k[:, None] & in_v[None, :]
@@ -116,11 +118,17 @@ def sweep(
     for step in range(0, N):
         n = N - 1 - step if REVERSE else step
         border = z * (N + 1) + (n + 1 if REVERSE else n)
-        tl.store(p_states + border * K * V + o_C, C.to(p_states.dtype.element_ty), mask=inside)
+        rounded = C.to(p_states.dtype.element_ty)
+        tl.store(p_states + border * K * V + o_C, rounded, mask=inside)
+        if REST and not REVERSE:
+            rest = (C - rounded.to(tl.float32)).to(p_rest.dtype.element_ty)
+            tl.store(p_rest + border * K * V + o_C, rest, mask=inside)
         if i_v == 0:
             tl.store(p_columns + border * K + o_k, column, mask=in_k)
         if REVERSE:
             other = tl.load(p_other + border * K * V + o_C, mask=inside, other=0.0).to(tl.float32)
+            if REST:
+                other += tl.load(p_rest + border * K * V + o_C, mask=inside, other=0.0).to(tl.float32)
             rho = tl.sum(tl.sum(C * other, axis=1), axis=0)
             if NORMALISED:
                 other_n = tl.load(p_other_n + border * K + o_k, mask=in_k, other=0.0)
@@ -140,7 +148,11 @@ def sweep(
         if NORMALISED:
             column = column * decay + tl.sum(x.to(tl.float32) * tl.load(p_column + o)[None, :], axis=1)
     border = z * (N + 1) + (0 if REVERSE else N)
-    tl.store(p_states + border * K * V + o_C, C.to(p_states.dtype.element_ty), mask=inside)
+    rounded = C.to(p_states.dtype.element_ty)
+    tl.store(p_states + border * K * V + o_C, rounded, mask=inside)
+    if REST and not REVERSE:
+        rest = (C - rounded.to(tl.float32)).to(p_rest.dtype.element_ty)
+        tl.store(p_rest + border * K * V + o_C, rest, mask=inside)
     tl.store(p_C_out + z * K * V + o_C, C, mask=inside)
     if i_v == 0:
         if not NORMALISED:
@@ -149,16 +161,20 @@ def sweep(
         tl.store(p_n_out + z * K + o_k, column, mask=in_k)
 
 
-@triton.jit(do_not_specialize=["T", "N", "H", "eps", "scale"], do_not_specialize_on_alignment=["p_mask"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_mask"])
 def output(
-    p_q, p_k, p_v, p_key, p_row, p_stab, p_enter, p_segment, p_mask, p_states, p_columns, p_h, p_a,
+    p_q, p_k, p_v, p_key, p_row, p_stab, p_enter, p_segment, p_mask, p_states, p_columns, p_h, p_rest, p_a,
     T, N, H, s_qB, s_qT, s_qH, s_kB, s_kT, s_kH, s_vB, s_vT, s_vH, s_hB, s_hT, s_hH, eps, scale,
     K: tl.constexpr, V: tl.constexpr, L: tl.constexpr, TILE_K: tl.constexpr, TILE_V: tl.constexpr,
-    NORMALISED: tl.constexpr, MASK: tl.constexpr, IEEE: tl.constexpr,
+    NORMALISED: tl.constexpr, MASK: tl.constexpr, IEEE: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """h_j = (S v + s g_j C^T q_j) / d_j, and a_j [Z, N L] for the backward pass."""
+    """h_j = (S v + s g_j C^T q_j) / d_j, and for the backward pass a_j [Z, N L] and what h loses by rounding."""
     i_v, n, z = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_b, i_h = z // H, z % H
+    s_qB, s_qT, s_qH = numbers(s_qB, K), numbers(s_qT, K), numbers(s_qH, K)
+    s_kB, s_kT, s_kH = numbers(s_kB, K), numbers(s_kT, K), numbers(s_kH, K)
+    s_vB, s_vT, s_vH = numbers(s_vB, V), numbers(s_vT, V), numbers(s_vH, V)
+    s_hB, s_hT, s_hH = numbers(s_hB, V), numbers(s_hT, V), numbers(s_hH, V)
     o_v, o_l = i_v * TILE_V + tl.arange(0, TILE_V), tl.arange(0, L)
     in_v = o_v < V
     t = n * L + o_l
@@ -205,7 +221,9 @@ def output(
         if i_v == 0:
             tl.store(p_a + o, a)
     y = tl.where(awake[:, None], y, 0.0)
-    tl.store(
-        p_h + i_b * s_hB + i_h * s_hH + t[:, None] * s_hT + o_v[None, :],
-        y.to(p_h.dtype.element_ty), mask=real[:, None] & in_v[None, :],
-    )  # fmt: skip
+    o_h = i_b * s_hB + i_h * s_hH + t[:, None] * s_hT + o_v[None, :]
+    there = real[:, None] & in_v[None, :]
+    rounded = y.to(p_h.dtype.element_ty)
+    tl.store(p_h + o_h, rounded, mask=there)
+    if REST:
+        tl.store(p_rest + o_h, (y - rounded.to(tl.float32)).to(p_rest.dtype.element_ty), mask=there)

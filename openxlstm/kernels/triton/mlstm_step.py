@@ -15,13 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from openxlstm.kernels.triton.layout import RUNTIME, numbers, readable, strides
 from openxlstm.kernels.triton.slstm_cell import logsigmoid
 
 TILE_V = 32
 TILE_K = 256  # C's tile is 256 x 32 fp32: 64 registers of each of 128 threads. Wider keys take several turns.
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_i", "p_f", "p_n", "p_m", "p_reset", "p_mask"])
 def step(
     p_q, p_k, p_v, p_i, p_f, p_C, p_n, p_m, p_reset, p_mask, p_h, p_C_out, p_n_out, p_m_out, B, H,
     s_qB, s_qH, s_kB, s_kH, s_vB, s_vH, eps, scale,
@@ -32,6 +33,8 @@ def step(
     i_v = tl.program_id(1)
     row = tl.program_id(0).to(tl.int64)  # b H + h
     i_b, i_h = row // H, row % H
+    s_qB, s_qH, s_kB, s_kH = numbers(s_qB, K), numbers(s_qH, K), numbers(s_kB, K), numbers(s_kH, K)
+    s_vB, s_vH = numbers(s_vB, V), numbers(s_vH, V)
     o_v = i_v * TILE_V + tl.arange(0, TILE_V)
     in_v = o_v < V
     kept = 1.0  # 0 where the state was emptied before this step
@@ -40,6 +43,9 @@ def step(
     awake = True
     if MASK:
         awake = tl.load(p_mask + i_b) != 0
+    # Widths where something is read, 0 where there is no step; Triton 3.9's interpreter takes no product of masks here.
+    read_K, read_V = tl.where(awake, K, 0), tl.where(awake, V, 0)
+    write_K = tl.where(i_v == 0, K, 0)
     b_i = tl.load(p_i + row, mask=awake, other=0.0)
     b_f = tl.load(p_f + row, mask=awake, other=0.0)
     m = tl.load(p_m + row)
@@ -50,14 +56,14 @@ def step(
     m_new = tl.maximum(log_f + m, log_i) if INPUT_GATE == "exp" else m * 0.0  # (15)
     write = tl.exp(log_i - m_new)  # (16)
     keep = tl.exp(log_f + m - m_new)  # (17)
-    v = tl.load(p_v + i_b * s_vB + i_h * s_vH + o_v, mask=in_v & awake, other=0.0).to(tl.float32)
+    v = tl.load(p_v + i_b * s_vB + i_h * s_vH + o_v, mask=o_v < read_V, other=0.0).to(tl.float32)
     acc = tl.zeros((TILE_V,), dtype=tl.float32)
     a = 0.0
     for k0 in range(0, K, TILE_K):
         o_k = k0 + tl.arange(0, TILE_K)
         in_k = o_k < K
-        q = tl.load(p_q + i_b * s_qB + i_h * s_qH + o_k, mask=in_k & awake, other=0.0).to(tl.float32) * scale  # (23)
-        k = tl.load(p_k + i_b * s_kB + i_h * s_kH + o_k, mask=in_k & awake, other=0.0).to(tl.float32)
+        q = tl.load(p_q + i_b * s_qB + i_h * s_qH + o_k, mask=o_k < read_K, other=0.0).to(tl.float32) * scale  # (23)
+        k = tl.load(p_k + i_b * s_kB + i_h * s_kH + o_k, mask=o_k < read_K, other=0.0).to(tl.float32)
         n = tl.load(p_n + row * K + o_k, mask=in_k, other=0.0)
         o_C = row * K * V + o_k[:, None] * V + o_v[None, :]
         inside = in_k[:, None] & in_v[None, :]
@@ -73,7 +79,7 @@ def step(
         if MASK:
             C_new, n_new = tl.where(awake, C_new, C), tl.where(awake, n_new, n)
         tl.store(p_C_out + o_C, C_new, mask=inside)
-        tl.store(p_n_out + row * K + o_k, n_new, mask=in_k & (i_v == 0))
+        tl.store(p_n_out + row * K + o_k, n_new, mask=o_k < write_K)
     h = acc
     if INPUT_GATE != "sigmoid":
         floor = tl.exp(-tl.minimum(tl.maximum(m_new, -80.0), 80.0))
@@ -121,14 +127,14 @@ def _launch(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     B, H, K = q.shape
     V = v.shape[-1]
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (readable(x) for x in (q, k, v))
     i, f, n, m = (x.to(torch.float32).contiguous() for x in (i, f, n, m))
     h, n_out, m_out = q.new_empty(B, H, V), torch.empty_like(n), torch.empty_like(m)
     flags = (n if x is None else x.contiguous().view(torch.uint8) for x in (reset, mask))
     if B > 0:
         step[B * H, triton.cdiv(V, TILE_V)](
             q, k, v, i, f, C, n, m, *flags, h, C_out, n_out, m_out, B, H,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps, K**-0.5,
+            *strides(q), *strides(k), *strides(v), eps, K**-0.5,
             K=K, V=V, TILE_K=min(TILE_K, triton.next_power_of_2(K)), TILE_V=TILE_V, INPUT_GATE=input_gate,
             EXP_FORGET=forget_gate == "exp", RESET=reset is not None, MASK=mask is not None, num_warps=4,
         )  # fmt: skip

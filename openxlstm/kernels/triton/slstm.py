@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from openxlstm.kernels.torch.slstm import final_state
+from openxlstm.kernels.triton.layout import RUNTIME, numbers, readable, strides
 from openxlstm.kernels.triton.slstm_cell import gradients_of_step, load_flag, next_state
 
 ROWS = 16  # the smallest matrix product; a smaller batch is padded in registers, not in memory
@@ -28,7 +29,7 @@ SPAN = 1024  # steps whose pre-activations are recomputed at once in the backwar
 LAUNCH = {"num_warps": 4, "num_stages": 1}
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_reset", "p_mask"])
 def forward_resident(
     p_gates, p_R, p_b, p_reset, p_mask, p_states, p_out, T, B, H, s_gB, s_gT, s_gG, s_gH,
     K: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
@@ -42,6 +43,7 @@ def forward_resident(
     ok = in_b[:, None] & in_k[None, :]
     square = in_k[:, None] & in_k[None, :]
     part = H.to(tl.int64) * B * K
+    s_gB, s_gT, s_gG, s_gH = numbers(s_gB, K), numbers(s_gT, K), numbers(s_gG, K), numbers(s_gH, K)
     p_r = p_R + i_h * 4 * K * K + o_k[:, None] * (4 * K) + o_k[None, :]
     R_i = tl.load(p_r, mask=square, other=0.0)
     R_f = tl.load(p_r + K, mask=square, other=0.0)
@@ -94,7 +96,7 @@ def forward_resident(
         p_y += H * K
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_reset", "p_mask"])
 def forward_tiled(
     p_gates, p_R, p_b, p_reset, p_mask, p_states, p_out, T, B, H, s_gB, s_gT, s_gG, s_gH,
     K: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
@@ -106,6 +108,7 @@ def forward_tiled(
     in_b = o_b < B
     o_t = tl.arange(0, TILE)
     part = H.to(tl.int64) * B * K
+    s_gB, s_gT, s_gG, s_gH = numbers(s_gB, K), numbers(s_gT, K), numbers(s_gG, K), numbers(s_gH, K)
     p_s = p_states + (i_h * B + o_b[:, None]) * K
     p_g = p_gates + o_b[:, None] * s_gB + i_h * s_gH
     p_y = p_out + (o_b[:, None] * T * H + i_h) * K
@@ -169,7 +172,7 @@ def forward_tiled(
         p_y += H * K
 
 
-@triton.jit(do_not_specialize=["first", "last", "T", "B"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_reset", "p_mask"])
 def backward_resident(
     p_raw, p_states, p_dout, p_R, p_reset, p_mask, p_G, p_draw, first, last, T, B, H, s_dB, s_dT, s_dH,
     K: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
@@ -183,6 +186,7 @@ def backward_resident(
     ok = in_b[:, None] & in_k[None, :]
     square = in_k[:, None] & in_k[None, :]
     part = H.to(tl.int64) * B * K
+    s_dB, s_dT, s_dH = numbers(s_dB, K), numbers(s_dT, K), numbers(s_dH, K)
     p_r = p_R + i_h * 4 * K * K + o_k[:, None] * K + o_k[None, :]
     R_i = tl.load(p_r, mask=square, other=0.0)
     R_f = tl.load(p_r + K * K, mask=square, other=0.0)
@@ -214,10 +218,11 @@ def backward_resident(
         tl.store(p_draw + p_4 + K, df, mask=ok)
         tl.store(p_draw + p_4 + 2 * K, dz, mask=ok)
         tl.store(p_draw + p_4 + 3 * K, do, mask=ok)
-        new_GH = tl.dot(di.to(R_i.dtype), R_i, input_precision="ieee")
-        new_GH += tl.dot(df.to(R_i.dtype), R_f, input_precision="ieee")
-        new_GH += tl.dot(dz.to(R_i.dtype), R_z, input_precision="ieee")
-        new_GH += tl.dot(do.to(R_i.dtype), R_o, input_precision="ieee")
+        GH_i = tl.dot(di.to(R_i.dtype), R_i, input_precision="ieee")
+        GH_f = tl.dot(df.to(R_i.dtype), R_f, input_precision="ieee")
+        GH_z = tl.dot(dz.to(R_i.dtype), R_z, input_precision="ieee")
+        GH_o = tl.dot(do.to(R_i.dtype), R_o, input_precision="ieee")
+        new_GH = (GH_i + GH_f) + (GH_z + GH_o)
         if MASK:
             new_GH = tl.where(awake, new_GH, GH)
         if RESET:  # what came before was emptied
@@ -230,7 +235,7 @@ def backward_resident(
     tl.store(p_g + 2 * part, GN, mask=ok)
 
 
-@triton.jit(do_not_specialize=["first", "last", "T", "B"])
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=["p_reset", "p_mask"])
 def backward_tiled(
     p_raw, p_states, p_dout, p_R, p_reset, p_mask, p_G, p_draw, first, last, T, B, H, s_dB, s_dT, s_dH,
     K: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
@@ -242,6 +247,7 @@ def backward_tiled(
     o_t = tl.arange(0, TILE)
     in_b = o_b < B
     part = H.to(tl.int64) * B * K
+    s_dB, s_dT, s_dH = numbers(s_dB, K), numbers(s_dT, K), numbers(s_dH, K)
     row = i_h * B + o_b[:, None]
     p_r = p_R + i_h * 4 * K * K
     for back in range(last - first):
@@ -307,7 +313,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """h [B,T,H,K] in the gates' dtype, the final h, c, n, m, and every state as fp32 [T+1, 4, H, B, K]. T >= 1."""
     B, T, _, H, K = gates.shape
-    gates = gates if gates.stride(-1) == 1 else gates.contiguous()
+    gates = readable(gates)
     states = h0.new_empty(T + 1, 4, H, B, K)
     for part, x in zip(states[0], (h0, c0, n0, m0)):
         part.copy_(x.transpose(0, 1))
@@ -318,7 +324,7 @@ def forward(
         kernel = forward_resident if resident else forward_tiled
         kernel[H, triton.cdiv(B, ROWS)](
             gates, R.to(gates.dtype).contiguous(), b.to(h0.dtype).contiguous(), _bytes(reset, states),
-            _bytes(mask, states), states, out, T, B, H, *gates.stride()[:4], K=K, TILE=tile, ROWS=ROWS,
+            _bytes(mask, states), states, out, T, B, H, *strides(gates), K=K, TILE=tile, ROWS=ROWS,
             EXP_FORGET=forget_gate == "exp", RESET=reset is not None, MASK=mask is not None, **LAUNCH,
         )  # fmt: skip
     return out, *final_state(states, m0, reset), states
@@ -330,8 +336,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of gates, R, b and of the initial h, c, n, for cotangents of h and of the final h, c, n."""
     B, T, _, H, K = gates.shape
-    dout = dout if dout is None or dout.stride(-1) == 1 else dout.contiguous()
-    strides = (0, 0, 0) if dout is None else dout.stride()[:3]
+    dout = None if dout is None else readable(dout)
+    rows = (0, 0, 0) if dout is None else strides(dout)
     R_in = R.to(gates.dtype)
     R_flat, R_back = R_in.reshape(H, K, 4 * K), R_in.permute(0, 2, 3, 1).contiguous()
     dgates, dR, db = torch.empty_like(gates), states.new_zeros(H, K, 4 * K), states.new_zeros(4, H, K)
@@ -358,7 +364,7 @@ def backward(
         if B > 0:
             kernel[H, triton.cdiv(B, ROWS)](
                 raw, states, states if dout is None else dout, R_back, _bytes(reset, states), _bytes(mask, states),
-                G, draw, first, last, T, B, H, *strides, K=K, TILE=tile, ROWS=ROWS, EXP_FORGET=forget_gate == "exp",
+                G, draw, first, last, T, B, H, *rows, K=K, TILE=tile, ROWS=ROWS, EXP_FORGET=forget_gate == "exp",
                 RESET=reset is not None, MASK=mask is not None, DOUT=dout is not None, **LAUNCH,
             )  # fmt: skip
         dgates[:, first:last] = draw.permute(2, 0, 3, 1, 4).to(gates.dtype)

@@ -6,48 +6,20 @@ Prints one JSON line per configuration: registers, stack (spills) and shared mem
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from ahead_of_time import build
 
 from openxlstm.kernels.triton import mlstm_step, slstm
 
 FLAGS = {"EXP_FORGET": False, "RESET": True, "MASK": True}
-NOT_ALIGNED = {"T", "B", "H", "first", "last", "eps", "scale"}
 
 
-def signature(kernel, dtype: str, fp32: set[str], constants: dict) -> tuple[dict, dict, dict]:
-    types, constexprs, attrs = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants:
-            types[name], constexprs[(index,)] = "constexpr", constants[name]
-        elif name.startswith("p_"):
-            types[name] = "*u8" if name in ("p_reset", "p_mask") else "*fp32" if name in fp32 else f"*{dtype}"
-        else:
-            types[name] = "fp32" if name in ("eps", "scale") else "i32"
-        if name not in constants and name not in NOT_ALIGNED:
-            attrs[(index,)] = [["tt.divisibility", 16]]
-    return types, constexprs, attrs
-
-
-def build(kernel, dtype: str, fp32: set[str], constants: dict, arch: int, options: dict) -> dict:
-    types, constexprs, attrs = signature(kernel, dtype, fp32, constants)
-    source = ASTSource(kernel, signature=types, constexprs=constexprs, attrs=attrs)
-    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", report)}
-    return {"registers": found["REG"], "stack": found["STACK"], "shared": binary.metadata.shared}
+def types(dtype: str, fp32: set[str]) -> Callable[[str], str]:
+    """The type of a pointer by its name."""
+    return lambda name: "*u8" if name in ("p_reset", "p_mask") else "*fp32" if name in fp32 else f"*{dtype}"
 
 
 def main() -> None:
@@ -63,7 +35,9 @@ def main() -> None:
                 ):
                     given = constants | ({"DOUT": True} if "DOUT" in kernel.arg_names else {})
                     facts = {"kernel": kernel.fn.__name__, "arch": arch, "dtype": dtype, "K": K}
-                    print(json.dumps(facts | build(kernel, dtype, states, given, arch, slstm.LAUNCH)), flush=True)
+                    print(
+                        json.dumps(facts | build(kernel, types(dtype, states), given, arch, slstm.LAUNCH)), flush=True
+                    )
             for K, V in ((256, 512),):
                 constants = {
                     "K": K, "V": V, "TILE_K": min(K, mlstm_step.TILE_K), "TILE_V": mlstm_step.TILE_V,
@@ -71,7 +45,7 @@ def main() -> None:
                 }  # fmt: skip
                 fp32 = {"p_i", "p_f", "p_C", "p_n", "p_m", "p_C_out", "p_n_out", "p_m_out"}
                 facts = {"kernel": "step", "arch": arch, "dtype": dtype, "K": K}
-                built = build(mlstm_step.step, dtype, fp32, constants, arch, {"num_warps": 4})
+                built = build(mlstm_step.step, types(dtype, fp32), constants, arch, {"num_warps": 4})
                 print(json.dumps(facts | built), flush=True)
 
 

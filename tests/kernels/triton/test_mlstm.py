@@ -15,7 +15,10 @@ from openxlstm.kernels.dispatch import Call, resolve
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
-SPILLED = {(80, "sweep"): 32}  # bytes of stack: known exceptions of bf16, by target and kernel (docs/log.md)
+SPILLED = {
+    (80, "sweep"): 32,
+    (100, "row_dot"): 8,
+}  # the latter in Triton 3.9; bytes of stack: known exceptions of bf16, by target and kernel (docs/log.md)
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
 
 

@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
-STACK = 128  # bytes per thread; all of it is spilled registers: docs/log.md has the list
+STACK = 136  # bytes per thread, 128 before Triton 3.9; all of it is spilled registers: docs/log.md has the list
 
 
 def run(script: str, *arguments: str, **environment: str) -> list[str]:

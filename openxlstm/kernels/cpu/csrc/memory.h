@@ -39,4 +39,36 @@ inline void ask_for_large_pages(void *p, size_t bytes) {
 #endif
 }
 
+// Rows of a head are short and far apart, so that the processor does not see them come. They are asked for ahead, a few
+// lines between two blocks of a product: more at once would wait for each other.
+class Ahead {
+  public:
+    void forget() { used = now = 0, row = line = 0; }
+
+    // `count` rows of `bytes`, `stride` bytes apart; in order of need.
+    void add(const void *at, int64_t count, int64_t bytes, int64_t stride) {
+        if (at != nullptr && count > 0) parts[used++] = {static_cast<const char *>(at), count, bytes, stride};
+    }
+
+    void some(int lines) {
+        asm volatile("");  // GCC takes a function that does nothing but ask for memory without effect, and drops its calls
+        while (lines > 0 && now < used) {
+            const Part &part = parts[now];
+            const char *from = part.at + row * part.stride;
+            for (; lines > 0 && line < part.bytes; --lines, line += 64) __builtin_prefetch(from + line, 0, 2);
+            if (line < part.bytes) return;
+            line = 0;
+            if (++row == part.count) row = 0, ++now;
+        }
+    }
+
+  private:
+    struct Part {
+        const char *at;
+        int64_t count, bytes, stride;
+    } parts[10];
+    int used = 0, now = 0;
+    int64_t row = 0, line = 0;
+};
+
 }  // namespace XL_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 
 #include "memory.h"
 #include "openxlstm.h"
@@ -18,21 +19,28 @@ inline int64_t pitch(int64_t x) { return padded(x) + 16; }
 // Consecutive arrays of one allocation, each on a cache line of its own.
 class Arena {
   public:
-    void reserve(float *&array, int64_t count) {
-        pieces[used] = &array, sizes[used] = (count + 15) / 16 * 16, total += sizes[used++];
-    }
+    void reserve(float *&array, int64_t count) { piece({&array, nullptr, (count + 15) / 16 * 16}); }
+    void reserve(uint16_t *&array, int64_t count) { piece({nullptr, &array, (count + 31) / 32 * 16}); }
 
     void allocate() {
         memory = zeros(static_cast<size_t>(total));
         float *at = memory.get();
-        for (int p = 0; p < used; ++p) *pieces[p] = at, at += sizes[p];
+        for (int p = 0; p < used; at += pieces[p++].size)
+            if (pieces[p].array != nullptr) *pieces[p].array = at;
+            else *pieces[p].words = reinterpret_cast<uint16_t *>(at);
     }
 
   private:
-    float **pieces[40];
-    int64_t sizes[40], total = 0;
+    struct Piece {
+        float **array;
+        uint16_t **words;
+        int64_t size;  // in floats
+    } pieces[48];
+    int64_t total = 0;
     int used = 0;
     Buffer memory;
+
+    void piece(Piece p) { pieces[used++] = p, total += p.size; }
 };
 
 // The gates of up to L steps of one head, as weights. With b_j the sum of the log forget gates since the chunk began,
@@ -51,7 +59,7 @@ struct Gates {
 
     void reserve(Arena &arena, int64_t L) {
         for (float **array : {&log_f, &log_i, &b, &key, &row, &enter, &write, &floor, &df_dx, &di_dx})
-            arena.reserve(*array, padded(L));
+            arena.reserve(*array, L + 31);  // read in two vectors at a time
     }
 
     // gate: 0 exponential input gate, 1 and 2 sigmoid, without and with normaliser. i, f: `step` apart.
@@ -103,6 +111,18 @@ struct Gates {
         }
     }
 
+    // d of (21) for the query's product a with n; a NaN stays one
+    float denominator(int64_t j, float a, double eps) const {
+        const float size = std::fabs(a), low = floor[j];
+        return (size > low || a != a ? size : low) + static_cast<float>(eps);
+    }
+
+    // Which of the W keys from l on stand in row j: none that is later, none of another document.
+    vi stand(int64_t j, int64_t l) const {
+        vi key = LANES + static_cast<int32_t>(l);
+        return (key >= first[j]) & (key <= static_cast<int32_t>(j));
+    }
+
     // weights[l] of keys l <= j of row j's own document; 0 for the rest of its vectors up to `end`.
     void weigh(int64_t j, int64_t end, float *weights) const {
         const int64_t from = first[j] / W * W;
@@ -116,15 +136,15 @@ struct Gates {
     static vf log_sigmoid(vf x) { return at_most(x, 0.0f) - vlog1p(vexp(-absolute(x))); }
 };
 
-// L rows of `count` elements, `stride` apart, as fp32 with a pitch of ld; rows that do not exist are zeros, since 0 times
-// what stands in padding may be NaN.
+// L rows of `count` elements, `stride` apart, as fp32 with a pitch of ld. Rows that do not exist are zeros, and so is the rest
+// of a last vector: 0 times what stands there may be NaN.
 template <typename Element>
 inline void read_rows(
     const Element *from, int64_t stride, const uint8_t *exists, int64_t L, int64_t count, float *to, int64_t ld
 ) {
     for (int64_t t = 0; t < L; ++t, from += stride, to += ld) {
         if (!exists[t]) {
-            std::memset(to, 0, sizeof(float) * static_cast<size_t>(count));
+            std::memset(to, 0, sizeof(float) * static_cast<size_t>(padded(count)));
             continue;
         }
         int64_t x = 0;
@@ -134,20 +154,14 @@ inline void read_rows(
 }
 
 template <typename Element>
-inline void write_row(const float *from, Element *to, int64_t count) {
+inline void write_row(const float *from, Element *to, int64_t count, float factor = 1.0f) {
     int64_t x = 0;
-    for (; x + W <= count; x += W) store_some(to + x, load(from + x), W);
-    if (x < count) store_some(to + x, load(from + x), static_cast<int>(count - x));
+    for (; x + W <= count; x += W) store_some(to + x, load(from + x) * factor, W);
+    if (x < count) store_some(to + x, load(from + x) * factor, static_cast<int>(count - x));
 }
 
-inline float sum_of(vf x) {
-    float lanes[W], sum = 0.0f;
-    store(lanes, x);
-    for (int e = 0; e < W; ++e) sum += lanes[e];
-    return sum;
-}
-
-inline float dot(const float *x, const float *y, int64_t count) {  // over padded vectors, whose padding is 0 in one
+template <typename Number>
+inline float dot(const float *x, const Number *y, int64_t count) {  // over padded vectors, whose padding is 0 in one
     vf sum = {};
     for (int64_t e = 0; e < count; e += W) sum += load(x + e) * load(y + e);
     return sum_of(sum);

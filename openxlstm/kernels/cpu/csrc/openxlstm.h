@@ -15,7 +15,7 @@ extern "C" {
 
 enum { XL_OK = 0, XL_NO_MEMORY = 1, XL_NO_ISA = 2, XL_BAD_TOKEN = 3 };
 
-#define XL_VERSION 6  // of this interface: the Python side refuses a library of another
+#define XL_VERSION 7  // of this interface: the Python side refuses a library of another
 
 #define XL_TAPE 8  // vectors of K that the forward sweep of the sLSTM keeps for its backward, per step
 
@@ -79,7 +79,7 @@ typedef struct {
     void *h;                                           // any [B, T, H, V] contiguous
     float *C1, *n1, *m1;                               // the state afterwards; not the one before
     float *a;            // [B, T, H], the query's product with n; with the next two NULL if no backward will follow
-    float *states;       // [B, H, chunks + 1, K (V + 1)]: C and n at every border of chunks
+    float *states;       // [B, H, chunks + 1, XL_SLOT(K, V)]: the state at every border of chunks
     float *stabilisers;  // [B, H, chunks]: m at the beginning of each
 } xl_mlstm_forward;
 
@@ -171,12 +171,100 @@ typedef struct {
     uint8_t *to;  // [ceil(rows / 16), 16 row_bytes]
 } xl_packing;
 
+// What stands before the cell of a block: c = silu(convolution of x over time), and unless `maps` is NULL q, k, v by
+// block-diagonal maps of width 4 (from c, c, x) and `raw`, the gates' projections of the three. U channels, J taps, the
+// newest last; `past` and `last` are the J-1 inputs before and after, oldest first. Where no step exists, c, q, k, v are 0.
+typedef struct {
+    int64_t B, T, U, J, G;     // G: gate projections, 0 for none; with maps U is a multiple of 4
+    int64_t threads;
+    int64_t bf16;
+    int64_t x_strides[2];      // over B and T; the last stride is 1
+    const void *x;             // any [B, T, U]
+    const float *w, *b;        // [U, J], [U]
+    const float *maps[3];      // [U / 4, 4 (to), 4 (from)], or NULL all three
+    const float *gate_w, *gate_b;  // [G, 3, U], [G]
+    const float *past;         // [B, J-1, U]
+    const uint8_t *reset, *mask;   // [B, T], or NULL
+    void *c, *out[3];          // any [B, T, U]
+    float *raw;                // [B, T, G]
+    float *last;               // [B, J-1, U]
+} xl_project_forward;
+
+typedef struct {
+    int64_t B, T, U, J, G;
+    int64_t threads;
+    int64_t bf16;
+    int64_t x_strides[2];
+    const void *x;
+    const float *w, *b, *maps[3], *gate_w, *past;
+    const uint8_t *reset, *mask;
+    const void *c, *out[3];    // as forward wrote them; not read without maps
+    const void *dc, *dout[3];  // any [B, T, U], or NULL
+    const float *draw;         // [B, T, G]
+    const float *dlast;        // [B, J-1, U], or NULL
+    void *dx;                  // any [B, T, U]
+    float *dw, *db, *dmaps[3], *dgate_w, *dgate_b, *dpast;
+} xl_project_backward;
+
+// What stands behind the cell of an m block: y = (norm(h) weight + skip c) silu(z), the norm over each head by itself.
+typedef struct {
+    int64_t rows, H, V;
+    int64_t threads;
+    int64_t bf16;
+    int64_t z_stride;          // between rows
+    double eps;
+    const void *h, *c, *z;     // any [rows, H V]
+    const float *weight, *skip;  // [H V]
+    void *y;                   // any [rows, H V]
+} xl_gate_forward;
+
+typedef struct {
+    int64_t rows, H, V;
+    int64_t threads;
+    int64_t bf16;
+    int64_t z_stride;
+    double eps;
+    const void *dy, *h, *c, *z;
+    const float *weight, *skip;
+    void *dh, *dc, *dz;        // any [rows, H V]
+    float *dweight, *dskip;
+} xl_gate_backward;
+
+// LayerNorm with a weight and without a bias, from one element type to another.
+typedef struct {
+    int64_t rows, D;
+    int64_t threads;
+    int64_t x_bf16, y_bf16;    // element types of x and dx, of y and dy
+    double eps;
+    const void *x;             // [rows, D]
+    const float *weight;
+    void *y;
+} xl_norm_forward;
+
+typedef struct {
+    int64_t rows, D;
+    int64_t threads;
+    int64_t x_bf16, y_bf16;
+    double eps;
+    const void *dy, *x;
+    const float *weight;
+    void *dx;
+    float *dweight;
+} xl_norm_backward;
+
 #define XL_CHUNK 256  // the longest chunk of the mLSTM
+
+// A state as it is kept: C with its rows XL_PITCH(V) apart, and n behind its XL_ROWS(K) rows. Both are rounded up to whole
+// tiles, and rows are not a power of two apart: they would share a few sets of the cache.
+#define XL_ROWS(K) (((K) + 31) / 32 * 32)
+#define XL_PITCH(V) (((V) + 31) / 32 * 32 + 16)
+#define XL_SLOT(K, V) (XL_ROWS(K) * (XL_PITCH(V) + 1))
 
 int xl_version(void);
 // The best instruction set of this machine: 0 the compiler's baseline, 1 AVX2 with FMA and F16C, 2 AVX-512 (F, BW, VL,
-// DQ), 3 AVX-512 with BF16 and VNNI.
+// DQ), 3 AVX-512 with BF16 and VNNI, 4 the same and AMX with BF16.
 int xl_best_isa(void);
+int xl_has_amx(void);  // 0 the processor has none, 1 it is in use, 2 the operating system does not grant it
 int xl_run_slstm_forward(int isa, const xl_slstm_forward *call);
 int xl_run_slstm_backward(int isa, const xl_slstm_backward *call);
 int xl_run_mlstm_step(int isa, const xl_mlstm_step *call);
@@ -185,6 +273,12 @@ int xl_run_mlstm_backward(int isa, const xl_mlstm_backward *call);
 int xl_run_decode(int isa, const xl_decode *call);
 int xl_run_product(int isa, const xl_product *call);
 int xl_run_packing(int isa, const xl_packing *call);
+int xl_run_project_forward(int isa, const xl_project_forward *call);
+int xl_run_project_backward(int isa, const xl_project_backward *call);
+int xl_run_gate_forward(int isa, const xl_gate_forward *call);
+int xl_run_gate_backward(int isa, const xl_gate_backward *call);
+int xl_run_norm_forward(int isa, const xl_norm_forward *call);
+int xl_run_norm_backward(int isa, const xl_norm_backward *call);
 // name: "exp", "log1p" (0 <= x <= 1), "tanh", "sigmoid"; for the tests of their accuracy.
 int xl_run_function(int isa, const char *name, const float *x, float *y, int64_t count);
 

@@ -7,6 +7,7 @@
 
 #include <utility>
 
+#include "memory.h"
 #include "vec.h"
 
 namespace XL_ISA {
@@ -19,12 +20,25 @@ struct Left {
     int64_t row, inner;  // strides
 };
 
+// What of C is kept: a factor, one for all rows (step 0) or one for each (step 1). 0 forgets even what is not finite.
+struct Keep {
+    const float *at;
+    int64_t step;
+};
+constexpr float ZERO = 0.0f, ONE = 1.0f;
+constexpr Keep NOTHING = {&ZERO, 0}, EVERYTHING = {&ONE, 0};
+
 template <int COUNT, int VECTORS>
-static inline void tile(int64_t begin, int64_t end, Left a, const float *b, int64_t ldb, float *c, int64_t ldc, float keep) {
+static inline void tile(int64_t begin, int64_t end, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc, Keep keep) {
     vf sums[COUNT][VECTORS];
-    XL_UNROLL for (int r = 0; r < COUNT; ++r)
-        XL_UNROLL for (int s = 0; s < VECTORS; ++s)
-            sums[r][s] = keep == 0.0f ? vf{} : load(c + r * ldc + s * W) * keep;  // 0 forgets even what is not finite
+    XL_UNROLL for (int r = 0; r < COUNT; ++r) {
+        const float factor = keep.at[r * keep.step];
+        if (factor == 0.0f) {
+            XL_UNROLL for (int s = 0; s < VECTORS; ++s) sums[r][s] = vf{};
+        } else {
+            XL_UNROLL for (int s = 0; s < VECTORS; ++s) sums[r][s] = load(old + r * ldc + s * W) * factor;
+        }
+    }
     const float *left = a.at + begin * a.inner;
     b += begin * ldb;
     for (int64_t l = begin; l < end; ++l, left += a.inner, b += ldb) {
@@ -38,43 +52,77 @@ static inline void tile(int64_t begin, int64_t end, Left a, const float *b, int6
 }
 
 template <Inner INNER, int COUNT, int VECTORS>
-static inline void rows(int64_t first, int64_t inner, Left a, const float *b, int64_t ldb, float *c, int64_t ldc, float keep) {
+static inline void rows(int64_t first, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc, Keep keep) {
     const int64_t begin = INNER == Inner::FROM_ROW ? first : 0;
     const int64_t last = first + COUNT;
     const int64_t end = INNER == Inner::UP_TO_ROW && last < inner ? last : inner;
-    tile<COUNT, VECTORS>(begin, end, {a.at + first * a.row, a.row, a.inner}, b, ldb, c + first * ldc, ldc, keep);
+    tile<COUNT, VECTORS>(begin, end, {a.at + first * a.row, a.row, a.inner}, b, ldb, old + first * ldc, c + first * ldc, ldc,
+        {keep.at + first * keep.step, keep.step});
 }
 
+// Rows `from` to M of a panel of columns.
 template <Inner INNER, int VECTORS>
 static inline void columns(
-    int64_t from, int64_t M, int64_t inner, Left a, const float *b, int64_t ldb, float *c, int64_t ldc, float keep
+    int64_t from, int64_t M, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc,
+    Keep keep, Ahead &ahead
 ) {
     int64_t i = from;
-    for (; i + ROWS <= M; i += ROWS) rows<INNER, ROWS, VECTORS>(i, inner, a, b, ldb, c, ldc, keep);
+    for (; i + ROWS <= M; i += ROWS) {
+        ahead.some(28);
+        rows<INNER, ROWS, VECTORS>(i, inner, a, b, ldb, old, c, ldc, keep);
+    }
     switch (M - i) {
-        case 5: rows<INNER, 5, VECTORS>(i, inner, a, b, ldb, c, ldc, keep); break;
-        case 4: rows<INNER, 4, VECTORS>(i, inner, a, b, ldb, c, ldc, keep); break;
-        case 3: rows<INNER, 3, VECTORS>(i, inner, a, b, ldb, c, ldc, keep); break;
-        case 2: rows<INNER, 2, VECTORS>(i, inner, a, b, ldb, c, ldc, keep); break;
-        case 1: rows<INNER, 1, VECTORS>(i, inner, a, b, ldb, c, ldc, keep); break;
+        case 5: rows<INNER, 5, VECTORS>(i, inner, a, b, ldb, old, c, ldc, keep); break;
+        case 4: rows<INNER, 4, VECTORS>(i, inner, a, b, ldb, old, c, ldc, keep); break;
+        case 3: rows<INNER, 3, VECTORS>(i, inner, a, b, ldb, old, c, ldc, keep); break;
+        case 2: rows<INNER, 2, VECTORS>(i, inner, a, b, ldb, old, c, ldc, keep); break;
+        case 1: rows<INNER, 1, VECTORS>(i, inner, a, b, ldb, old, c, ldc, keep); break;
         default: break;
     }
 }
 
-// C [M, N] = keep C + A [M, inner] B [inner, N]. N is rounded up to whole vectors, which B and C must have room for.
-// `causal`: only C[i][j] with j <= i are wanted; tiles with none of them are left as they are.
+template <Inner INNER>
+static inline void panel(
+    int64_t vectors, int64_t from, int64_t M, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c,
+    int64_t ldc, Keep keep, Ahead &ahead
+) {
+    switch (vectors) {
+        case 1: columns<INNER, 1>(from, M, inner, a, b, ldb, old, c, ldc, keep, ahead); break;
+        case 2: columns<INNER, 2>(from, M, inner, a, b, ldb, old, c, ldc, keep, ahead); break;
+        case 3: columns<INNER, 3>(from, M, inner, a, b, ldb, old, c, ldc, keep, ahead); break;
+        default: columns<INNER, 4>(from, M, inner, a, b, ldb, old, c, ldc, keep, ahead); break;
+    }
+}
+
+// C [M, N] = keep old + A [M, inner] B [inner, N]. N is rounded up to whole vectors, which B, old and C must have room for.
 template <Inner INNER = Inner::ALL>
 static void multiply(
-    int64_t M, int64_t N, int64_t inner, Left a, const float *b, int64_t ldb, float *c, int64_t ldc, float keep,
-    bool causal = false
+    int64_t M, int64_t N, int64_t inner, Left a, const float *b, int64_t ldb, const float *old, float *c, int64_t ldc,
+    Keep keep, Ahead &ahead
 ) {
     for (int64_t first = 0; first < N; first += 4 * W) {
-        const int64_t from = causal ? first / ROWS * ROWS : 0;
-        switch ((N - first + W - 1) / W) {
-            case 1: columns<INNER, 1>(from, M, inner, a, b + first, ldb, c + first, ldc, keep); break;
-            case 2: columns<INNER, 2>(from, M, inner, a, b + first, ldb, c + first, ldc, keep); break;
-            case 3: columns<INNER, 3>(from, M, inner, a, b + first, ldb, c + first, ldc, keep); break;
-            default: columns<INNER, 4>(from, M, inner, a, b + first, ldb, c + first, ldc, keep); break;
+        const int64_t vectors = (N - first + W - 1) / W;
+        panel<INNER>(vectors, 0, M, inner, a, b + first, ldb, old + first, c + first, ldc, keep, ahead);
+    }
+}
+
+// C = keep C + A B
+template <Inner INNER = Inner::ALL>
+static void multiply(
+    int64_t M, int64_t N, int64_t inner, Left a, const float *b, int64_t ldb, float *c, int64_t ldc, Keep keep, Ahead &ahead
+) {
+    multiply<INNER>(M, N, inner, a, b, ldb, c, c, ldc, keep, ahead);
+}
+
+// The lower triangle of C [M, M] = A [M, inner] B [inner, M], in vectors: those with none of it are left as they are.
+static void multiply_triangle(
+    int64_t M, int64_t inner, Left a, const float *b, int64_t ldb, float *c, int64_t ldc, Ahead &ahead
+) {
+    for (int64_t i = 0; i < M; i += ROWS) {
+        const int64_t end = i + ROWS < M ? i + ROWS : M;
+        for (int64_t first = 0; first < end; first += 4 * W) {
+            const int64_t vectors = (end - first + W - 1) / W;
+            panel<Inner::ALL>(vectors, i, end, inner, a, b + first, ldb, c + first, c + first, ldc, NOTHING, ahead);
         }
     }
 }
@@ -90,6 +138,17 @@ static inline void exchange(vf &a, vf &b, std::index_sequence<J...>) {
     const vf high = __builtin_shuffle(a, b, vi{static_cast<int>((J & STEP) ? W + J : (J | STEP))...});
 #endif
     a = low, b = high;
+}
+
+template <int HALF = W / 2>
+static inline float sum_of(vf x) {
+    if constexpr (HALF == 0) {
+        return x[0];
+    } else {
+        vf other = x;
+        exchange<HALF>(x, other, std::make_index_sequence<W>{});  // the lower halves, the upper halves
+        return sum_of<HALF / 2>(x + other);
+    }
 }
 
 template <int STEP>

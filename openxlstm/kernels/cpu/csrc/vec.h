@@ -27,6 +27,14 @@ constexpr int ROWS = W == 16 ? 6 : 3;  // rows of a register block: 4 accumulato
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 
+#if XL_LANES == 16
+constexpr vi LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif XL_LANES == 8
+constexpr vi LANES = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr vi LANES = {0, 1, 2, 3};
+#endif
+
 static inline vf load(const float *p) {
     vf v;
     std::memcpy(&v, p, sizeof v);

@@ -1,0 +1,290 @@
+"""The experiments: one loop that learns and says when it cannot, contestants of equal size, lines that survive."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from openxlstm.experiments import choice, contestants, grid, numbers, report, results, solve
+from openxlstm.experiments.catalogue import EXPERIMENTS
+from openxlstm.experiments.plans import Experiment, Plan, Rule
+from openxlstm.experiments.results import Line, Metric
+from openxlstm.tasks.base import NOT_ASKED, Sample, answered, batch, collate, generator, scaled
+from openxlstm.tasks.matching import non_embedding_parameters
+
+SIZES = contestants.Sizes(width=16, blocks=2, heads=2, vocab_size=4)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The first token, asked after the last one: what any model with a memory learns."""
+
+    lengths: tuple[int, int] = (2, 6)
+    name: str = "copy"
+    vocab_size: int = 4
+    features: int = 0
+    chance: float = 1 / 3
+
+    def sample(self, split: str, seed: int, index: int) -> Sample:
+        random = generator("copy", split, seed, index)
+        prompt = random.integers(1, 4, size=int(random.integers(self.lengths[0], self.lengths[1] + 1))).tolist()
+        return answered(prompt, [prompt[0]])
+
+
+PLAN = Plan(
+    task=Copy(), tests={"short": Copy(), "longer": Copy((7, 12))}, chosen_by="short", models=("ss", "mm"), width=16,
+    blocks=2, heads=2, budget=solve.Budget(steps=60, batch=32), rates=(1e-2,), seeds=(1, 2), validation=64, test=200,
+)  # fmt: skip
+EXPERIMENT = Experiment(
+    name="copy", title="The first token", question="Can it remember?", claims=(), profiles={"smoke": PLAN},
+    rules={"smoke": (Rule(model="ss", metric="short", at_least=0.9, seeds=2),)},
+)  # fmt: skip
+
+
+def line(**changes) -> Line:
+    """A run of PLAN, as it would be written."""
+    facts = dict(
+        experiment="copy", profile="smoke", model="ss", label="xLSTM[0:1]", parameters=10, rate=1e-2, seed=1,
+        plan=PLAN.fingerprint, metrics={"short": Metric(0.9, 100, (0.8, 0.95))}, choice=0.1, steps=60, tokens=9,
+        wall_s=1.0, machine={"device": "CPU", "threads": 1, "torch": "2"}, git="abc", date="2026-01-01",
+    )  # fmt: skip
+    return Line(**{**facts, **changes})
+
+
+# --- samples
+
+
+def test_what_is_asked_stands_one_before_its_answer() -> None:
+    sample = answered([5, 6, 7], [1, 2])
+    assert sample.inputs.tolist() == [5, 6, 7, 0]
+    assert sample.targets.tolist() == [NOT_ASKED, NOT_ASKED, 1, 2]
+
+
+def test_a_batch_is_padded_on_the_right_and_asks_for_nothing_there() -> None:
+    found = collate([answered([1, 2, 3], [1]), answered([2], [3])])
+    assert found.inputs.tolist() == [[1, 2, 3], [2, 0, 0]]
+    assert found.exists.tolist() == [[True, True, True], [True, False, False]]
+    assert found.asked.tolist() == [[False, False, True], [True, False, False]]
+
+
+def test_a_sample_depends_on_its_number_alone() -> None:
+    alone = Copy().sample("train", 0, 7)
+    among = [Copy().sample("train", 0, index) for index in (9, 7, 3)][1]
+    assert alone.inputs.tolist() == among.inputs.tolist()
+    draws = {
+        (split, seed): generator("copy", split, seed, 7).random() for split in ("train", "test") for seed in (0, 1)
+    }
+    assert len(set(draws.values())) == 4
+    with pytest.raises(ValueError, match="split='dev' must be one of train, validation, test"):
+        generator("copy", "dev", 0, 0)
+
+
+# --- numbers
+
+
+def test_intervals_by_hand() -> None:
+    # mean 2, standard deviation 1, t = 4.3027 with two degrees of freedom
+    assert numbers.over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5))
+    assert numbers.over_seeds([1.0]) is None
+    assert scaled(0.6, 0.2) == pytest.approx(0.5)
+
+
+def test_an_interval_over_seeds_holds_the_mean_as_often_as_it_says() -> None:
+    torch.manual_seed(0)
+    draws = torch.randn(4000, 5, dtype=torch.float64).tolist()
+    held = sum(low <= 0 <= high for low, high in (numbers.over_seeds(one) or (1, -1) for one in draws))
+    assert held / len(draws) == pytest.approx(0.95, abs=0.015)
+
+
+# --- contestants
+
+
+@pytest.mark.parametrize("name", ["sm", "mm", *contestants.FAMILIES])
+def test_contestants_have_the_size_of_the_first_one(name: str) -> None:
+    sizes = replace(SIZES, width=64, heads=2)
+    _, _, reference = contestants.enter("ss", sizes, "ss", 0)
+    model, _, size = contestants.enter(name, sizes, "ss", 0)
+    assert abs(size / reference - 1) <= 0.02
+    ends = 2 * sizes.vocab_size * model.config.width
+    assert size == sum(weight.numel() for weight in model.parameters()) - ends
+
+
+@pytest.mark.parametrize("name", ["ss", "mm", "lstm", "lstm-block", "llama"])
+def test_contestants_for_numbers_have_equal_sizes_too(name: str) -> None:
+    sizes = replace(SIZES, width=64, heads=2, features=3, vocab_size=1)
+    reference, size = (contestants.enter(one, sizes, "ss", 0)[2] for one in ("ss", name))
+    assert abs(size / reference - 1) <= 0.02
+    with pytest.raises(ValueError, match="RWKV-4 is there for tokens only"):
+        contestants.enter("rwkv4", sizes, "ss", 0)
+
+
+def test_a_contestant_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match="no contestant 'lama'; did you mean 'llama'"):
+        contestants.find("lama")
+
+
+def test_weights_depend_on_the_seed_and_on_nothing_else() -> None:
+    first, again, other = (contestants.enter("ms", SIZES, "ss", seed)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+# --- the loop
+
+
+def test_the_loss_is_what_one_sample_after_the_other_gives() -> None:
+    model = contestants.enter("sm", SIZES, "ss", 0)[0].double()
+    found = batch(Copy(), "train", 0, range(5))
+    together, asked = solve._loss(model, found)
+    apart = sum(solve._loss(model, batch(Copy(), "train", 0, [index]))[0] for index in range(5))
+    assert asked == 5
+    assert together.item() == pytest.approx(apart.item(), rel=1e-10)
+
+
+def test_training_repeats_bit_for_bit() -> None:
+    budget = solve.Budget(steps=5, batch=8)
+    curves = [solve.train(contestants.enter("ss", SIZES, "ss", 3)[0], Copy(), budget, 1e-2).curve for _ in range(2)]
+    assert curves[0] == curves[1]
+
+
+def test_a_loss_that_is_no_number_is_a_result_with_a_reason(tmp_path: Path) -> None:
+    plan = replace(PLAN, budget=solve.Budget(steps=20, batch=8, clip=1e30), models=("mm",))
+    found = grid.once(grid.Run("copy", "smoke", plan, "mm", 1e18, 1), tmp_path)
+    assert found.skipped is not None
+    assert found.skipped.startswith("diverged at step")
+    assert not found.metrics
+
+
+def test_a_tally_by_hand() -> None:
+    class Oracle(torch.nn.Module):
+        """Says the first token where the sample has at most four, and 3 elsewhere."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+        def features(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
+            short = (tokens != 0).sum(1, keepdim=True) <= 4
+            said = torch.where(short, tokens[:, :1], 3).expand_as(tokens)
+            return torch.nn.functional.one_hot(said, 4).float() * 50, None
+
+        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden
+
+    tally = solve.examine(Oracle(), Copy(), "test", 300)
+    samples = [Copy().sample("test", 0, index) for index in range(300)]
+    short = [one for one in samples if len(one.inputs) <= 4]
+    lucky = [one for one in samples if len(one.inputs) > 4 and one.inputs[0] == 3]
+    assert (tally.asked, tally.right) == (300, len(short) + len(lucky))
+    assert set(tally.by_length) == {2, 4, 8}
+    assert tally.by_length[2][0] == tally.by_length[2][1] == sum(len(one.inputs) == 2 for one in samples)
+
+
+# --- lines
+
+
+def test_a_grid_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, made = tmp_path / "lines.jsonl", []
+
+    def make(run: grid.Run, work: Path) -> Line:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(run.key)
+        return line(model=run.model, seed=run.seed, rate=run.rate)
+
+    monkeypatch.setattr(grid, "once", make)
+    wanted = grid.runs(EXPERIMENT, "smoke")
+    assert [run.model for run in wanted] == ["floor", "ss", "mm", "ss", "mm"]
+    with pytest.raises(KeyboardInterrupt):
+        grid.go(wanted, file, jobs=1, show=lambda said: None)
+    assert len(results.read([file])) == 2
+    monkeypatch.setattr(grid, "once", lambda run, work: line(model=run.model, seed=run.seed, rate=run.rate))
+    assert {found.key for found in grid.go(wanted, file, jobs=1, show=lambda said: None)} == {one.key for one in wanted}
+    assert len(file.read_text().splitlines()) == 5
+
+
+def test_a_line_survives_a_cut_and_its_newest_version_counts(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    results.append(file, line())
+    with file.open("a") as out:
+        out.write('{"experiment": "co')  # the power went
+    results.append(file, line(seed=2))
+    results.append(file, line(choice=0.05))
+    assert [(found.seed, found.choice) for found in results.read([file])] == [(2, 0.1), (1, 0.05)]
+    file.write_text(json.dumps({"experiment": "copy"}) + "\n")
+    with pytest.raises(ValueError, match="lines.jsonl:1 is not a result"):
+        results.read([file])
+
+
+def test_a_plan_that_changed_is_another_plan_and_one_that_grew_is_not() -> None:
+    assert replace(PLAN, budget=solve.Budget(steps=61, batch=32)).fingerprint != PLAN.fingerprint
+    assert replace(PLAN, tests={"short": Copy(), "longer": Copy((7, 13))}).fingerprint != PLAN.fingerprint
+    assert replace(PLAN, seeds=(1, 2, 3), models=("ss", "mm", "llama")).fingerprint == PLAN.fingerprint
+    with pytest.raises(ValueError, match="has 3 blocks, but blocks=2"):
+        replace(PLAN, models=("sss",))
+
+
+# --- verdicts and the page
+
+
+def test_the_rate_is_the_one_with_the_best_validation_and_a_diverged_one_loses() -> None:
+    tried = [line(rate=1e-2, seed=seed, choice=0.2) for seed in (1, 2)]
+    tried += [line(rate=1e-3, seed=1, choice=0.1), line(rate=1e-3, seed=2, choice=None, skipped="diverged", metrics={})]
+    tried += [line(rate=3e-3, seed=seed, choice=0.15) for seed in (1, 2)]
+    (entry,) = choice.entries(tried)
+    assert entry.rate == 3e-3
+    assert len(entry.tried) == 6
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [((0.95, 0.92), "reproduced"), ((0.95, 0.5), "not"), ((0.95,), "not attempted"), ((), "not attempted")],
+)
+def test_a_verdict_is_what_the_rules_say(values: tuple[float, ...], said: str) -> None:
+    lines = [line(seed=seed, metrics={"short": Metric(value, 9)}) for seed, value in enumerate(values)]
+    assert choice.verdict(EXPERIMENT, "smoke", lines) == said
+
+
+def test_the_page_has_every_number_from_a_line_and_says_what_was_not_attempted(tmp_path: Path) -> None:
+    lines = [line(seed=1), line(seed=2, metrics={"short": Metric(0.7, 100)}), line(plan="another")]
+    other = replace(EXPERIMENT, name="never")
+    said = report.page({"copy": EXPERIMENT, "never": other}, lines, tmp_path / "images", "the command")
+    assert "| [copy](#copy) | smoke | 2 | not |" in said
+    assert "| never | | 0 | not attempted |" in said
+    assert "0.800 (" in said
+    assert "1 further lines are of plans that have changed" in said
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"copy-smoke.png", "copy-smoke.svg"}
+
+
+def test_a_rule_of_a_difference_needs_an_interval_below_zero() -> None:
+    rule = Rule(model="mm", metric="short", below="ss")
+    experiment = replace(EXPERIMENT, rules={"smoke": (rule,)})
+
+    def lines(ours: list[float], theirs: list[float]) -> list[Line]:
+        return [
+            line(model=model, seed=seed, metrics={"short": Metric(value, 9)})
+            for model, values in (("mm", ours), ("ss", theirs))
+            for seed, value in enumerate(values)
+        ]
+
+    assert choice.verdict(experiment, "smoke", lines([1.0, 2.0, 3.0], [1.1, 2.1, 3.1])) == "reproduced"
+    assert choice.verdict(experiment, "smoke", lines([1.0, 2.0, 3.0], [1.1, 1.9, 3.1])) == "not"  # lower on average
+    assert choice.verdict(experiment, "smoke", lines([1.0], [2.0])) == "not attempted"  # of one seed nothing is sure
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_models_that_exist_and_equal_sizes(name: str) -> None:
+    for profile, plan in EXPERIMENTS[name].profiles.items():
+        assert all(contestants.find(model) for model in plan.models)
+        if profile in ("smoke", "cpu"):
+            sizes = [
+                non_embedding_parameters(contestants.config(one, plan.sizes, plan.models[0])) for one in plan.models
+            ]
+            assert max(abs(size / sizes[0] - 1) for size in sizes) <= 0.02
+        if isinstance(plan, Plan):
+            assert all(len(task.sample("test", 0, 0).inputs) for task in plan.tasks)
+        assert {rule.model for rule in EXPERIMENTS[name].rules.get(profile, ())} <= set(plan.models)
