@@ -50,6 +50,11 @@ class GenerationPlan:
             raise ValueError(f"lengths={self.lengths} must rise, and the first be at least timed={self.timed}")
 
     @property
+    def sizes(self) -> Sizes:
+        """What all contestants share."""
+        return Sizes(width=self.width, blocks=self.blocks, heads=self.heads, vocab_size=self.vocab_size, text=True)
+
+    @property
     def fingerprint(self) -> str:
         """Changes with everything that a run depends on but the list of models and repetitions."""
         facts: dict[str, Any] = asdict(self)
@@ -81,8 +86,7 @@ class GenerationPlan:
 
 def run(plan: GenerationPlan, name: str, seed: int) -> dict[str, Any]:
     """Generate with one contestant: label, parameters, metrics."""
-    sizes = Sizes(width=plan.width, blocks=plan.blocks, heads=plan.heads, vocab_size=plan.vocab_size, text=True)
-    model, label, size = contestants.enter(name, sizes, plan.models[0], seed)
+    model, label, size = contestants.enter(name, plan.sizes, plan.models[0], seed)
     steps, kept = _decoder(name, model.eval())
     token, times = torch.zeros(1, dtype=torch.long), []
     metrics: dict[str, Metric] = {}

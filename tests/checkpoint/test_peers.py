@@ -57,7 +57,7 @@ def test_logits_of_nx(case, tmp_path, record_property):
     peer = peer.double()  # saved again: it adds 1 to its norms in the dtype of the file
     ours = load(save_nx(peer, config, tmp_path / "double"))
     double = relative(ours(x)[0], peer(x))
-    assert single <= 1e-5
+    assert single <= max(1e-5, 2 * theirs)  # alone, the peer is up to 1.1e-5 off
     assert double <= 1e-6  # the peer's m_0 is -infinity, ours 0: 1e-6 apart through eps alone
     assert torch.equal(greedy(ours, x[:, :5], 10), greedy(peer, x[:, :5], 10))
     said = f"fp32 {single:.1e} (the peer {theirs:.1e}), fp64 {double:.1e} relative"
