@@ -351,5 +351,5 @@ def test_memory_is_that_of_two_tensors_not_of_the_model(vocabulary, blocks, tmp_
         f"converting {size / 1e9:.2f} GB in {files} files, largest tensor {largest / 1e6:.0f} MB, took "
         f"{growth / 1e6:.0f} MB more memory",
     )
-    assert size > 2 * largest + 200e6, "the whole model would pass too"
-    assert growth < 2 * largest + 200e6  # 200: what the libraries load when they first work
+    assert size > 2 * largest + 240e6, "the whole model would pass too"
+    assert growth < 2 * largest + 240e6  # 240: what the libraries load when they first work; 160 to 202 seen
