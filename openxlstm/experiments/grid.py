@@ -102,7 +102,7 @@ def once(run: Run, work: Path) -> Line:
     Args:
         work: where a run of text keeps its folder, so that it goes on where it was killed.
     """
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     if isinstance(run.plan, TextPlan):
         found = _text(run, run.plan, work)
     elif isinstance(run.plan, GenerationPlan):
@@ -113,7 +113,7 @@ def once(run: Run, work: Path) -> Line:
     return Line(
         experiment=run.experiment, profile=run.profile, model=run.model, rate=run.rate, seed=run.seed,
         plan=run.plan.fingerprint, wall_s=round(time.monotonic() - began, 1),
-        machine=describe(_device()), git=results.commit(), date=datetime.now(UTC).strftime("%Y-%m-%d"), **found,
+        cpu_s=round(time.process_time() - worked, 1), machine=describe(_device()), git=results.commit(), date=datetime.now(UTC).strftime("%Y-%m-%d"), **found,
     )  # fmt: skip
 
 

@@ -171,13 +171,18 @@ def _provenance(experiment: Experiment, profile: str, lines: Sequence[Line]) -> 
         return "No model has been run."
     first = lines[0]
     commits = sorted({line.git or "no checkout" for line in lines})
-    seconds = sum(line.wall_s for line in lines)
     machine = first.machine
     return (
-        f"{len(lines)} runs of {plan.volume}, {seconds / 60:.0f} minutes "
-        f"in all; {machine['device']}, {machine['threads']} thread(s) a run, torch {machine['torch']}; commit "
+        f"{len(lines)} runs of {plan.volume}, {_took(lines)}; "
+        f"{machine['device']}, {machine['threads']} thread(s) a run, torch {machine['torch']}; commit "
         f"{', '.join(commits)}; plan `{first.plan}`. `xlstm eval {experiment.name} --profile {profile}`"
     )
+
+
+def _took(lines: Sequence[Line]) -> str:
+    """How long, on clocks and on processors."""
+    wall, cpu = sum(line.wall_s for line in lines), sum(line.cpu_s for line in lines)
+    return f"{cpu / 3600:.1f} hours of one core ({wall / 3600:.1f} by the clock)"
 
 
 def _draw(experiment: Experiment, profile: str, found: Sequence[Entry], folder: Path) -> str:

@@ -45,7 +45,8 @@ class Line:
     steps: int
     tokens: int
     skipped: str | None = None  # why there are no metrics
-    wall_s: float
+    wall_s: float  # since its last start
+    cpu_s: float  # of all its threads, likewise: what a busy machine does not change much
     machine: Mapping[str, Any]
     git: str | None
     date: str

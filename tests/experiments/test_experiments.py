@@ -50,7 +50,7 @@ def line(**changes) -> Line:
     facts = dict(
         experiment="copy", profile="smoke", model="ss", label="xLSTM[0:1]", parameters=10, rate=1e-2, seed=1,
         plan=PLAN.fingerprint, metrics={"short": Metric(0.9, 100, (0.8, 0.95))}, choice=0.1, steps=60, tokens=9,
-        wall_s=1.0, machine={"device": "CPU", "threads": 1, "torch": "2"}, git="abc", date="2026-01-01",
+        wall_s=1.0, cpu_s=2.0, machine={"device": "CPU", "threads": 1, "torch": "2"}, git="abc", date="2026-01-01",
     )  # fmt: skip
     return Line(**{**facts, **changes})
 
