@@ -113,7 +113,8 @@ def once(run: Run, work: Path) -> Line:
     return Line(
         experiment=run.experiment, profile=run.profile, model=run.model, rate=run.rate, seed=run.seed,
         plan=run.plan.fingerprint, wall_s=round(time.monotonic() - began, 1),
-        cpu_s=round(time.process_time() - worked, 1), machine=describe(_device()), git=results.commit(), date=datetime.now(UTC).strftime("%Y-%m-%d"), **found,
+        cpu_s=round(time.process_time() - worked, 1), machine=describe(_device()), git=results.commit(),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"), **found,
     )  # fmt: skip
 
 
