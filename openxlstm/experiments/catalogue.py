@@ -108,8 +108,8 @@ def _mqar(length: int, pairs: int, published_batch: int) -> Experiment:
     asked = "recall"
     cpu = Plan(
         task=task, tests={asked: task}, chosen_by=asked, models=("mm", "ms", "ss", "lstm", "lstm-block", "llama"),
-        width=64, blocks=2, heads=4, budget=Budget(steps=2000, batch=64), rates=(3e-3, 1e-2), seeds=(1, 2, 3),
-        validation=512, test=2000,
+        width=64, blocks=2, heads=4, budget=Budget(steps=2000, batch=64), rates=(3e-3, 1e-2) if length == 64 else
+        (3e-3,), seeds=(1, 2, 3), validation=512, test=2000,
     )  # fmt: skip
     small = replace(task, vocab_size=256)
     smoke = replace(
@@ -143,7 +143,7 @@ def _nearest() -> Experiment:
     task, error = NearestNeighbour((2, 64)), "squared error"
     cpu = Plan(
         task=task, tests={error: task}, chosen_by=error, models=("ss", "ms", "mm", "lstm", "lstm-block", "llama"),
-        width=64, blocks=2, heads=4, budget=Budget(steps=2000, batch=64, end_lr=1e-7), rates=(1e-3, 3e-3, 1e-2),
+        width=64, blocks=2, heads=4, budget=Budget(steps=1000, batch=64, end_lr=1e-7), rates=(1e-3, 3e-3, 1e-2),
         seeds=(1, 2, 3), validation=512, test=2000,
     )  # fmt: skip
     short = NearestNeighbour((2, 16))
