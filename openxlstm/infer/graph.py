@@ -4,7 +4,8 @@ A graph works on fixed addresses, so the state lies in buffers that are written 
 bucket: rows that finish leave, and a smaller batch uses a smaller bucket's graph, captured when it first appears.
 Padding rows read token 0 from the empty state; rows never feel each other, so nothing of them is seen.
 
-The new state is copied back into the buffers by the graph itself: a step reads and writes the memory twice.
+A matrix memory is updated where it lies if its kernel can do that (the triton backend's can); what a step returns
+elsewhere is copied back by the graph itself.
 
 B rows still being written, W vocabulary.
 """
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from openxlstm.kernels.in_place import states_may_be_overwritten
 from openxlstm.models.interface import LanguageModel, ModelState
 
 log = logging.getLogger(__name__)
@@ -104,14 +106,15 @@ class GraphDecoder:
             mine.copy_(x)
 
     def _advance(self) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), states_may_be_overwritten():
             hidden, state = self._model.features(self._tokens[:, None], self._state)
             logits = self._model.logits(hidden)[:, 0]
             if self._logits.shape != logits.shape:
                 self._logits = torch.empty_like(logits)
             self._logits.copy_(logits)
             for mine, x in zip(self._state.tensors(), state.tensors(), strict=True):
-                mine.copy_(x)
+                if x.data_ptr() != mine.data_ptr():
+                    mine.copy_(x)
 
 
 def bucket(rows: int) -> int:

@@ -112,13 +112,18 @@ def step_in_place(
         ValueError: a state that is not fp32 and contiguous, which could not be updated where it lies.
     """
     for name, x in (("C", C), ("n", n), ("m", m)):
-        if x.dtype != torch.float32 or not x.is_contiguous():
+        if not updatable(x):
             raise ValueError(f"state.{name} must be fp32 and contiguous, given {x.dtype}, strides {x.stride()}")
     with torch.no_grad():
         h, n_out, m_out = _launch(q, k, v, i, f, C, n, m, C, reset, mask, input_gate, forget_gate, eps)
         n.copy_(n_out)
         m.copy_(m_out)
     return h
+
+
+def updatable(x: Tensor) -> bool:
+    """Whether a kernel can write the new values where x lies."""
+    return x.dtype == torch.float32 and x.is_contiguous()
 
 
 def _launch(

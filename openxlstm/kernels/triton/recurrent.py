@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from openxlstm.cells import mLSTMState, sLSTMState
+from openxlstm.kernels.in_place import may_overwrite
 from openxlstm.kernels.torch.ops import refuse_forward_mode
 from openxlstm.kernels.triton import recurrent_ops as recurrent_ops
+from openxlstm.kernels.triton.mlstm_step import step_in_place, updatable
 
 
 def slstm(
@@ -57,8 +59,14 @@ def mlstm_step(
     forget_gate: str,
     eps: float,
 ) -> tuple[Tensor, mLSTMState]:
-    """See `openxlstm.kernels.mlstm_step`; no gradients."""
+    """See `openxlstm.kernels.mlstm_step`; no gradients. Where states may be overwritten, this one is, and returned."""
     refuse_forward_mode(q, k, v, i, f, state.C, state.n)
+    if may_overwrite() and all(map(updatable, state.tensors())):
+        h = step_in_place(
+            q, k, v, i, f, state.C, state.n, state.m, reset, mask,
+            input_gate=input_gate, forget_gate=forget_gate, eps=eps,
+        )  # fmt: skip
+        return h, state
     h, C, n, m = torch.ops.openxlstm_triton.mlstm_step(
         q, k, v, i, f, state.C, state.n, state.m, reset, mask, input_gate, forget_gate, eps
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -28,7 +29,9 @@ from support import (
     unchanged,
 )  # fmt: skip
 
+import openxlstm as ox
 from openxlstm.cells import mlstm, mLSTMState, slstm, sLSTMState
+from openxlstm.infer.graph import GraphDecoder
 from openxlstm.kernels.triton import recurrent, recurrent_ops
 from openxlstm.kernels.triton import slstm as sweeps
 from openxlstm.kernels.triton.mlstm_step import step_in_place
@@ -143,6 +146,45 @@ def test_mlstm_step_over_keys_wider_than_a_tile() -> None:
         assert_equal({"h": h, "C": state.C, "n": state.n}, {"h": want, "C": exact.C, "n": exact.n}, LIMIT, "K=300")
     with pytest.raises(ValueError, match="contiguous"):
         step_in_place(*x, state.C.mT.contiguous().mT, state.n, state.m)
+
+
+def test_the_graph_decoder_updates_the_memory_where_it_lies() -> None:
+    ox.kernels.trust("triton")
+    for model in (
+        ox.xLSTM(ox.xLSTMConfig(vocab_size=23, width=32, heads=2, pattern="ms")),
+        ox.xLSTMLarge(ox.xLSTMLargeConfig(vocab_size=23, width=32, heads=2, blocks=2)),
+    ):
+        model.eval()
+        prompt = torch.randint(23, (3, 5))
+        with torch.no_grad():
+            state = model(prompt)[1]
+            kept = state.clone()
+            decoder = GraphDecoder(model, state, lambda step: step)
+            calls = Counted()
+            with calls:
+                for _ in range(4):
+                    tokens = torch.randint(23, (3,))
+                    got = decoder.step(tokens)
+                    assert calls.count == 0, "a step made a second memory"
+                    want, state = model(tokens[:, None], state)
+                    assert calls.count > 0  # a state that somebody keeps is not written to
+                    calls.count = 0
+                    torch.testing.assert_close(got, want[:, 0], rtol=1e-5, atol=1e-5)
+            for a, b in zip(decoder.state.tensors(), state.tensors(), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+            again = model(prompt)[1]
+        for a, b in zip(kept.tensors(), again.tensors(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+class Counted(TorchDispatchMode):
+    """Counts steps that return another memory than the one they were given."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.openxlstm_triton.mlstm_step.default
+        return function(*args, **(kwargs or {}))
 
 
 def main() -> None:
