@@ -60,7 +60,7 @@ def _formal(name: str) -> Experiment:
     trained, beyond = Formal(name, (3, 40)), Formal(name, (40, 256))
     cpu = Plan(
         task=trained, tests={SHORT: trained, LONG: beyond}, chosen_by=LONG, models=RIVALS, width=64, blocks=2, heads=4,
-        budget=Budget(steps=600, batch=256), rates=(3e-3, 1e-2), seeds=(1, 2, 3), test=2000,
+        budget=Budget(steps=1500, batch=128), rates=(3e-3, 1e-2), seeds=(1, 2, 3), test=2000,
     )  # fmt: skip
     near = replace(trained, lengths=(3, 12)), replace(trained, lengths=(13, 24))
     smoke = replace(
