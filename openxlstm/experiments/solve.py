@@ -14,13 +14,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openxlstm.tasks.base import Batch, Task, batch, collate
+from openxlstm.tasks.base import Batch, Sample, Task, batch, collate
 from openxlstm.train.schedules import Schedule
 
 TESTED_AT_ONCE = 32_768  # positions of a batch when nothing is trained
@@ -139,7 +140,7 @@ def examine(model: nn.Module, task: Task, split: str, count: int, *, data_seed: 
     """Ask a model about the first `count` samples of a split. Samples of like length share a batch: padding costs."""
     model.eval()
     device, tally = next(model.parameters()).device, Tally()
-    samples = sorted((task.sample(split, data_seed, index) for index in range(count)), key=lambda one: len(one.inputs))
+    samples = list(_samples(task, split, data_seed, count))
     while samples:
         size = max(1, TESTED_AT_ONCE // len(samples[-1].inputs))
         some, samples = samples[-size:], samples[:-size]
@@ -159,6 +160,12 @@ def examine(model: nn.Module, task: Task, split: str, count: int, *, data_seed: 
             right, asked = tally.by_length.get(int(upper), (0, 0))
             tally.by_length[int(upper)] = (right + hit, asked + 1)
     return tally
+
+
+@lru_cache(maxsize=4)
+def _samples(task: Task, split: str, seed: int, count: int) -> tuple[Sample, ...]:
+    """The first samples of a split by length, kept: validation asks the same ones ten times."""
+    return tuple(sorted((task.sample(split, seed, index) for index in range(count)), key=lambda one: len(one.inputs)))
 
 
 def _batches(task: Task, budget: Budget) -> Iterator[Batch]:
