@@ -135,11 +135,12 @@ def _task(run: Run, plan: Plan) -> dict[str, Any]:
     model, label, size = contestants.enter(run.model, plan.sizes, plan.models[0], run.seed)
     model = model.to(_device())
     chosen_by = plan.tests[plan.chosen_by]
+    samples = [chosen_by.sample("validation", 0, index) for index in range(plan.validation)]
     metrics: dict[str, Metric] = {}
     choice, skipped, trained = None, None, solve.Trained({})
 
     def validate() -> float:
-        return solve.examine(model, chosen_by, "validation", plan.validation).score
+        return solve.ask(model, samples).score
 
     try:
         trained = solve.train(model, plan.task, plan.budget, run.rate, validate=validate)

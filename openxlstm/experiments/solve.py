@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -135,15 +134,20 @@ def train(
     return done
 
 
-@torch.no_grad()
 def examine(model: nn.Module, task: Task, split: str, count: int, *, data_seed: int = 0) -> Tally:
-    """Ask a model about the first `count` samples of a split. Samples of like length share a batch: padding costs."""
+    """Ask a model about the first `count` samples of a split."""
+    return ask(model, [task.sample(split, data_seed, index) for index in range(count)])
+
+
+@torch.no_grad()
+def ask(model: nn.Module, samples: Sequence[Sample]) -> Tally:
+    """Ask a model about samples. Those of like length share a batch: padding costs."""
     model.eval()
     device, tally = next(model.parameters()).device, Tally()
-    samples = list(_samples(task, split, data_seed, count))
-    while samples:
-        size = max(1, TESTED_AT_ONCE // len(samples[-1].inputs))
-        some, samples = samples[-size:], samples[:-size]
+    ordered = sorted(samples, key=lambda one: len(one.inputs))
+    while ordered:
+        size = max(1, TESTED_AT_ONCE // len(ordered[-1].inputs))
+        some, ordered = ordered[-size:], ordered[:-size]
         found = _to(collate(some), device)
         answers, targets = _answers(model, found)
         lengths = found.exists.sum(1)[:, None].expand_as(found.asked)[found.asked]
@@ -160,12 +164,6 @@ def examine(model: nn.Module, task: Task, split: str, count: int, *, data_seed: 
             right, asked = tally.by_length.get(int(upper), (0, 0))
             tally.by_length[int(upper)] = (right + hit, asked + 1)
     return tally
-
-
-@lru_cache(maxsize=4)
-def _samples(task: Task, split: str, seed: int, count: int) -> tuple[Sample, ...]:
-    """The first samples of a split by length, kept: validation asks the same ones ten times."""
-    return tuple(sorted((task.sample(split, seed, index) for index in range(count)), key=lambda one: len(one.inputs)))
 
 
 def _batches(task: Task, budget: Budget) -> Iterator[Batch]:
