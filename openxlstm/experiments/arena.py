@@ -55,7 +55,7 @@ def _listops() -> Experiment:
     cpu = Plan(
         task=SHORT, tests={ASKED: SHORT, sums: replace(SHORT, outermost="SM")}, chosen_by=ASKED,
         models=("mm", "ss", "ms", "lstm", "lstm-block", "llama"), width=64, blocks=2, heads=4,
-        budget=Budget(steps=1500, batch=64), rates=(3e-3, 1e-2), seeds=(1, 2, 3), validation=500, test=2000,
+        budget=Budget(steps=1200, batch=64), rates=(3e-3, 1e-2), seeds=(1, 2, 3), validation=500, test=2000,
     )  # fmt: skip
     tiny = ListOps(lengths=(4, 20), depth=3, arguments=4)
     smoke = replace(
@@ -66,14 +66,15 @@ def _listops() -> Experiment:
     paper = _published(full, "m", blocks=8, width=128, batch=32, steps=80_000, test=2000)
     paper = replace(paper, tests={ASKED: full, sums: replace(full, outermost="SM")})
     computes = Rule(model="mm", metric=ASKED, above_floor=0.033, seeds=2)  # three standard errors of 2,000 samples
-    reaches = Rule(model="m" * 8, metric=ASKED, at_least=0.378, seeds=2)  # the published number less three of them
+    reaches = Rule(model="m" * 8, metric=ASKED, at_least=0.378, seeds=2)  # the published number less three of them,
+    # which is below the rule that computes one level: at this size ListOps measures shallow reading
     return Experiment(
         name="listops", title="ListOps",
         question="Can it compute nested minima, maxima, medians and sums, more than one level deep?",
-        claims=(Claim(text="xLSTM .411, LSTM (Block) .495, RWKV-4 .389, Llama .379, Mamba .325, LSTM .275, all of them "
-                      "below the rule that computes one level", source=SOURCE),),
+        claims=(Claim(text="LSTM (Block) .495, xLSTM .411, RWKV-4 .389, Llama .379, Mamba .325, LSTM .275",
+                      source=SOURCE),),
         profiles={"smoke": smoke, "cpu": cpu, "gpu": _shorter(paper, 20_000), "paper": paper},
-        rules={"smoke": (replace(computes, above_floor=0.0, at_least=0.3, seeds=1),), "cpu": (computes,),
+        rules={"smoke": (replace(computes, above_floor=None, at_least=0.3, seeds=1),), "cpu": (computes,),
                "gpu": (reaches,), "paper": (reaches,)},
         picture="steps",
     )  # fmt: skip
@@ -83,7 +84,7 @@ def _pathfinder() -> Experiment:
     small = Pathfinder(16)
     cpu = Plan(
         task=small, tests=_tests(small), chosen_by=ASKED, models=("mm", "ss", "lstm", "lstm-block", "llama"), width=64,
-        blocks=2, heads=4, budget=Budget(steps=400, batch=32), rates=(3e-3, 1e-2), seeds=(1, 2, 3), validation=250,
+        blocks=2, heads=4, budget=Budget(steps=300, batch=32), rates=(3e-3, 1e-2), seeds=(1, 2, 3), validation=250,
         test=1000,
     )  # fmt: skip
     smoke = replace(

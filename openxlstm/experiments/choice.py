@@ -100,7 +100,7 @@ def holds(rule: Rule, found: Mapping[str, Entry], chance: float) -> bool | None:
         floor = found[FLOOR].mean(rule.metric) if FLOOR in found else None
         if floor is None:
             return None
-        rule = replace(rule, at_least=floor + rule.above_floor)
+        rule = replace(rule, at_least=floor + rule.above_floor, above_floor=None)
     met = sum(_within(value, rule) for value in values)
     wanted = rule.seeds or len(entry.lines)
     if met >= wanted and values:

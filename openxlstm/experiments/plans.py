@@ -190,6 +190,10 @@ class Rule:
     above_floor: float | None = None
     below: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.above_floor is not None and (self.at_least is not None or self.scaled):
+            raise ValueError(f"{self}: above_floor is a bound of its own, and is not scaled")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:

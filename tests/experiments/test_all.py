@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from openxlstm.experiments import corpora, grid, results, summary
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.plans import Experiment
 from openxlstm.experiments.results import Line, Metric
+from openxlstm.tasks import images
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +74,9 @@ def test_a_corpus_that_is_not_there_is_a_reason_to_skip(monkeypatch: pytest.Monk
     assert plan.lacking == f"there is no {tmp_path / 'none.dict.dz'}: apt-get install dict-gcide"
     assert EXPERIMENTS["language-stdlib"].profiles["smoke"].lacking is None
     assert EXPERIMENTS["parity"].profiles["smoke"].lacking is None
+    images._digits.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert "needs scikit-learn" in str(EXPERIMENTS["digits"].profiles["smoke"].lacking)
     refused = CliRunner().invoke(main, ["eval", "language-gcide", "--profile", "smoke"])
     assert refused.exit_code == 2
     assert "apt-get install dict-gcide" in refused.output

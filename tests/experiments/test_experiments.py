@@ -250,6 +250,8 @@ def test_a_rule_above_the_floor_is_about_the_floor_that_was_measured() -> None:
     assert choice.verdict(experiment, "smoke", [*runs, floors[1]]) == "not"  # 0.75 is less than 0.76
     assert choice.verdict(experiment, "smoke", runs) == "not attempted"
     assert choice.said(replace(experiment, rules={}), "smoke", runs) == "reported"
+    with pytest.raises(ValueError, match="above_floor is a bound of its own"):
+        Rule(model="ss", metric="short", above_floor=0.0, at_least=0.3)
     assert "0.1 more than the best rule without a model" in "\n".join(report._rules(experiment, "smoke"))
 
 
