@@ -127,8 +127,8 @@ def _cifar10(*, colour: bool) -> Experiment:
     task = Cifar10(colour=colour)
     paper = _published(task, "s", blocks=6, width=512, batch=64, steps=180_000, test=10_000)
     smoke = replace(
-        paper, models=("ss",), width=32, blocks=2, budget=Budget(steps=10, batch=8), rates=(1e-2,), seeds=(1,),
-        validation=50, test=50,
+        paper, models=("ss",), width=32, blocks=2, budget=Budget(steps=5, batch=4), rates=(1e-2,), seeds=(1,),
+        validation=10, test=20,
     )  # fmt: skip
     text, least = (
         ("Mamba .765, xLSTM .761, RWKV-4 .757, LSTM (Block) .756, LSTM .718, Llama .629", 0.748)
@@ -169,8 +169,8 @@ def _retrieval() -> Experiment:
     paper = _published(AnthologyPairs(), "m", blocks=6, width=128, batch=64, steps=100_000, test=10_000)
     short = AnthologyPairs(length=100)
     smoke = replace(
-        _on(paper, short), models=("mm",), width=32, blocks=2, budget=Budget(steps=10, batch=8), rates=(1e-2,),
-        seeds=(1,), validation=50, test=50,
+        _on(paper, short), models=("mm",), width=32, blocks=2, budget=Budget(steps=5, batch=4), rates=(1e-2,),
+        seeds=(1,), validation=10, test=20,
     )  # fmt: skip
     return Experiment(
         name="retrieval", title="Retrieval: does one paper cite the other?",

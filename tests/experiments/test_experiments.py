@@ -289,13 +289,19 @@ def test_every_experiment_has_models_that_exist_and_equal_sizes(name: str) -> No
         assert {rule.model for rule in EXPERIMENTS[name].rules.get(profile, ())} <= set(plan.models)
 
 
-@pytest.mark.parametrize("name", ["listops", "pathfinder", "digits", "duplicates"])
-def test_every_contestant_of_a_cpu_plan_makes_a_step(name: str) -> None:
-    plan = EXPERIMENTS[name].profiles["cpu"]
-    assert isinstance(plan, Plan)
+KINDS = ("cycle-nav", "mqar-64-4", "nns", "listops", "pathfinder", "digits", "duplicates")
+PLANS = [(name, "cpu") for name in KINDS] + [(name, "smoke") for name in EXPERIMENTS if name not in KINDS]
+
+
+@pytest.mark.parametrize(("name", "profile"), PLANS)
+def test_every_contestant_makes_a_step(name: str, profile: str) -> None:
+    plan = EXPERIMENTS[name].profiles[profile]
+    if not isinstance(plan, Plan) or plan.reads_files:
+        pytest.skip("texts and files have tests of their own")
     for model in plan.models:
         entered, _, _ = contestants.enter(model, plan.sizes, plan.models[0], 1)
         before = [weight.detach().clone() for weight in entered.parameters()]
         done = solve.train(entered, plan.task, solve.Budget(steps=1, batch=2), 1e-3, looks=1)
-        assert done.curve["loss"][0] == pytest.approx(np.log(plan.task.vocab_size), rel=0.5)
+        if plan.task.vocab_size:  # at the start it knows nothing
+            assert done.curve["loss"][0] == pytest.approx(np.log(plan.task.vocab_size), abs=1.5)
         assert any(not torch.equal(old, new) for old, new in zip(before, entered.parameters(), strict=True))

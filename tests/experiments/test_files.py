@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner, Result
 
 from openxlstm.cli import main
@@ -55,6 +56,7 @@ def test_a_fingerprint_is_that_of_the_files_and_not_of_their_place(tmp_path: Pat
     assert PLAN.reading(str(there)).fingerprint not in (first, third)
 
 
+@pytest.mark.slow
 def test_the_smoke_of_files_runs_on_them_and_the_page_shows_the_last_ones(tmp_path: Path) -> None:
     file, pairs = tmp_path / "lines.jsonl", tmp_path / "pairs"
     for seed in (0, 1):
