@@ -57,8 +57,8 @@ OPTIONS = {
     },
     "eval": {"--help"},
     "eval list": {"--help"},
-    "eval experiment": {"name", "--profile", "--models", "--results", "--jobs", "--json", "--help"},
-    "eval report": {"files", "--write", "--help"},
+    "eval experiment": {"name", "--profile", "--models", "--results", "--data", "--jobs", "--json", "--help"},
+    "eval report": {"files", "--write", "--readme", "--help"},
     "eval model": {
         "path", "--tasks", "--perplexity", "--choice", "--extrapolate", "--train-length", "--factors", "--seen",
         "--rows", "--against", "--include-path", "--limit", "--num-fewshot", "--batch-size", "--rolling", "--window",

@@ -41,6 +41,7 @@ def eval() -> None:
       xlstm eval runs/demo --perplexity texts.jsonl      a model: PATH; xlstm eval model --help has the options
       xlstm eval list                                    what experiments there are
       xlstm eval parity --profile smoke                  one of them, from a minute (smoke) to as published (paper)
+      xlstm eval all --profile smoke                     all of them, with a total
       xlstm eval report runs/eval/results.jsonl          a page of tables, pictures and verdicts
 
     Runs that are in the file of results are not made again, so the same command goes on where it was interrupted.

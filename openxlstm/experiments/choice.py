@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openxlstm.experiments import numbers
 from openxlstm.experiments.plans import Experiment, Rule
@@ -96,6 +96,11 @@ def holds(rule: Rule, found: Mapping[str, Entry], chance: float) -> bool | None:
         difference = paired(entry, found.get(rule.below), rule.metric)
         return None if difference is None or difference[1] is None else difference[1][1] < 0
     values = [scaled(value, chance) if rule.scaled else value for value in entry.values(rule.metric)]
+    if rule.above_floor is not None:
+        floor = found[FLOOR].mean(rule.metric) if FLOOR in found else None
+        if floor is None:
+            return None
+        rule = replace(rule, at_least=floor + rule.above_floor, above_floor=None)
     met = sum(_within(value, rule) for value in values)
     wanted = rule.seeds or len(entry.lines)
     if met >= wanted and values:
@@ -114,6 +119,11 @@ def verdict(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
     if all(answer is True for answer in answers):
         return "reproduced"
     return "partly" if any(answer is True for answer in answers) else "not"
+
+
+def said(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
+    """The verdict; where the profile has no rules there is nothing to be reproduced, and the numbers are reported."""
+    return verdict(experiment, profile, lines) if experiment.rules.get(profile) else "reported"
 
 
 def _within(value: float, rule: Rule) -> bool:

@@ -28,13 +28,18 @@ def locate(name: str, cache: Path) -> str:
         return name
     if name != "gcide":
         raise ValueError(f"corpus {name!r} must be stdlib or gcide")
-    if not DICTIONARY.exists():
-        raise ValueError(f"there is no {DICTIONARY}: apt-get install dict-gcide")
+    if absent := missing(name):
+        raise ValueError(absent)
     file = cache / "gcide.jsonl"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         write_atomically(file, "".join(json.dumps({"text": text}) + "\n" for text in dictionary(DICTIONARY)))
     return str(file)
+
+
+def missing(name: str) -> str | None:
+    """Why a corpus cannot be had on this machine, and how it gets there; None: it can."""
+    return None if name == "stdlib" or DICTIONARY.exists() else f"there is no {DICTIONARY}: apt-get install dict-gcide"
 
 
 def dictionary(compressed: Path) -> list[str]:

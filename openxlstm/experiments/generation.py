@@ -69,6 +69,11 @@ class GenerationPlan:
         return (*(f"ms at {n:,}" for n in self.lengths), GROWTH, *(f"MiB kept at {n:,}" for n in ends))
 
     @property
+    def headline(self) -> str:
+        """The metric that stands for all where there is room for one."""
+        return GROWTH
+
+    @property
     def unit(self) -> str:
         """Of the times."""
         return "ms"
@@ -82,6 +87,11 @@ class GenerationPlan:
     def volume(self) -> str:
         """What a run is."""
         return f"{self.lengths[-1]:,} tokens"
+
+    @property
+    def lacking(self) -> str | None:
+        """Nothing: it needs no data."""
+        return None
 
 
 def run(plan: GenerationPlan, name: str, seed: int) -> dict[str, Any]:

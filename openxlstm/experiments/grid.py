@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,17 @@ def go(wanted: Sequence[Run], file: Path, *, jobs: int, show: Show) -> list[Line
     """
     there = {line.key for line in results.read([file])}
     missing = [run for run in wanted if run.key not in there]
-    if any(isinstance(run.plan, GenerationPlan) for run in missing):
-        jobs = 1
+    timed = [run for run in missing if isinstance(run.plan, GenerationPlan)]
+    side_by_side = [run for run in missing if not isinstance(run.plan, GenerationPlan)]
     if len(missing) < len(wanted):
         show(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {file} already")
-    began = time.monotonic()
-    for count, line in enumerate(_finished(missing, jobs, file.parent / "work"), 1):
+    began, work, several = time.monotonic(), file.parent / "work", len({run.experiment for run in wanted}) > 1
+    finished = chain(_finished(side_by_side, jobs, work), _finished(timed, 1, work))
+    for count, line in enumerate(finished, 1):
         results.append(file, line)
         left = (time.monotonic() - began) / count * (len(missing) - count)
-        show(f"[{count}/{len(missing)}] {told(line)}" + (f"; {left / 60:.0f} min left" if left > 90 else ""))
+        name = f"{line.experiment}: " if several else ""
+        show(f"[{count}/{len(missing)}] {name}{told(line)}" + (f"; {left / 60:.0f} min left" if left > 90 else ""))
     wanted_keys = {run.key for run in wanted}
     return [line for line in results.read([file]) if line.key in wanted_keys]
 
@@ -132,11 +135,12 @@ def _task(run: Run, plan: Plan) -> dict[str, Any]:
     model, label, size = contestants.enter(run.model, plan.sizes, plan.models[0], run.seed)
     model = model.to(_device())
     chosen_by = plan.tests[plan.chosen_by]
+    samples = [chosen_by.sample("validation", 0, index) for index in range(plan.validation)]
     metrics: dict[str, Metric] = {}
     choice, skipped, trained = None, None, solve.Trained({})
 
     def validate() -> float:
-        return solve.examine(model, chosen_by, "validation", plan.validation).score
+        return solve.ask(model, samples).score
 
     try:
         trained = solve.train(model, plan.task, plan.budget, run.rate, validate=validate)

@@ -81,6 +81,11 @@ class TextPlan:
         return (WINDOWS, STATEFUL, RISE)
 
     @property
+    def headline(self) -> str:
+        """The metric that stands for all where there is room for one."""
+        return WINDOWS
+
+    @property
     def unit(self) -> str:
         """Of all metrics."""
         return "bits per byte"
@@ -94,6 +99,11 @@ class TextPlan:
     def volume(self) -> str:
         """What a run has seen."""
         return f"{self.steps:,} steps of {self.batch} rows of {self.context} bytes"
+
+    @property
+    def lacking(self) -> str | None:
+        """Why it cannot be run on this machine, if it cannot."""
+        return corpora.missing(self.corpus)
 
 
 def recipe(plan: TextPlan, model: str, rate: float, seed: int, corpus: str) -> str:

@@ -8,13 +8,15 @@ published setting; shipped, not promised).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from openxlstm.experiments.contestants import Sizes
 from openxlstm.experiments.results import fingerprint
 from openxlstm.experiments.solve import Budget
+from openxlstm.tasks import files
 from openxlstm.tasks.base import Task
+from openxlstm.tasks.files import OfFiles
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 
@@ -53,11 +55,48 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that a run depends on; the lists of models, rates and seeds may grow."""
-        facts: dict[str, Any] = asdict(self)
+        """Changes with everything that a run depends on; the lists of models, rates and seeds may grow.
+
+        Of tasks that read files it has two parts: the plan's, and that of the files, wherever they lie.
+        """
+        facts: dict[str, Any] = asdict(self if self.folder is None else self.reading(None))
         for grown in ("models", "rates", "seeds"):
             del facts[grown]
-        return fingerprint({**facts, "reference": self.models[0], "kinds": [type(one).__name__ for one in self.tasks]})
+        kinds = [type(one).__name__ for one in self.tasks]
+        ours = fingerprint({**facts, "reference": self.models[0], "kinds": kinds})
+        task = self.task
+        return f"{ours}-{files.fingerprint(task)}" if isinstance(task, OfFiles) and task.folder is not None else ours
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether its tasks read files that have to be named."""
+        return isinstance(self.task, OfFiles)
+
+    @property
+    def folder(self) -> str | None:
+        """Where these files are; None: nobody has said it, or there are none."""
+        return self.task.folder if isinstance(self.task, OfFiles) else None
+
+    def reading(self, folder: str | None) -> Plan:
+        """The same plan on the files in `folder`.
+
+        Raises:
+            ValueError: the folder does not hold them.
+        """
+
+        def moved(task: Task) -> Task:
+            return replace(task, folder=folder) if isinstance(task, OfFiles) else task  # type: ignore[type-var]
+
+        return replace(self, task=moved(self.task), tests={name: moved(task) for name, task in self.tests.items()})
+
+    @property
+    def lacking(self) -> str | None:
+        """Why it cannot be run on this machine, if it cannot: the first sample needs all that samples need."""
+        try:
+            self.task.sample("train", 0, 0)
+        except (ImportError, ValueError) as error:
+            return str(error)
+        return None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -68,6 +107,11 @@ class Plan:
     def metrics(self) -> tuple[str, ...]:
         """What stands in a table."""
         return tuple(self.tests)
+
+    @property
+    def headline(self) -> str:
+        """The metric that stands for all where there is room for one."""
+        return self.chosen_by
 
     @property
     def unit(self) -> str:
@@ -113,6 +157,12 @@ class AnyPlan(Protocol):
     @property
     def volume(self) -> str: ...
 
+    @property
+    def headline(self) -> str: ...
+
+    @property
+    def lacking(self) -> str | None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
@@ -127,6 +177,7 @@ class Rule:
     """What has to hold for a claim to count as reproduced, for one model at the rate that validation chose.
 
     `seeds` of its runs reach the bound; 0: all of them. `scaled`: between chance (0) and perfection (1).
+    `above_floor`: what every run has beyond the best rule that does not do the task, on the same samples.
     `below`: another model, and the bound is that the paired difference over seeds has a 95 % interval below zero.
     """
 
@@ -136,7 +187,12 @@ class Rule:
     at_most: float | None = None
     seeds: int = 0
     scaled: bool = False
+    above_floor: float | None = None
     below: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.above_floor is not None and (self.at_least is not None or self.scaled):
+            raise ValueError(f"{self}: above_floor is a bound of its own, and is not scaled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,3 +208,14 @@ class Experiment:
     picture: str = "length"  # what is drawn: scores over "length", validation over "steps", loss over "positions"
     runs_of: str = ""  # another experiment whose runs this one looks at, with other rules
     order: tuple[str, ...] = ()  # of contestants, each compared with the one before it; without: with the first
+
+    def reading(self, profile: str, folder: str) -> Experiment:
+        """The same experiment, of which a profile reads the files in `folder`.
+
+        Raises:
+            ValueError: the folder does not hold them, or the profile reads none.
+        """
+        plan = self.profiles[profile]
+        if not (isinstance(plan, Plan) and plan.reads_files):
+            raise ValueError(f"{self.name} reads no files; leave the folder {folder!r} out")
+        return replace(self, profiles={**self.profiles, profile: plan.reading(folder)})

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from openxlstm.experiments.choice import FLOOR, Entry, entries, paired, verdict
-from openxlstm.experiments.plans import PROFILES, Experiment
+from openxlstm.experiments.choice import FLOOR, Entry, entries, paired, said
+from openxlstm.experiments.plans import PROFILES, Experiment, Plan
 from openxlstm.experiments.results import Line
 from openxlstm.tasks import intervals
 
@@ -24,16 +24,24 @@ def page(experiments: Mapping[str, Experiment], lines: Sequence[Line], pictures:
     found = {
         (name, profile): mine
         for name, experiment in experiments.items()
-        for profile, plan in experiment.profiles.items()
-        if (mine := _mine(experiment, profile, plan.fingerprint, lines))
+        for profile in experiment.profiles
+        if (mine := lines_of(experiment, profile, lines))
     }
     used = {line.key for mine in found.values() for line in mine}
     return "\n".join(_page(experiments, found, len(lines) - len(used), pictures, command)) + "\n"
 
 
-def _mine(experiment: Experiment, profile: str, plan: str, lines: Sequence[Line]) -> list[Line]:
-    source = experiment.runs_of or experiment.name
-    mine = [line for line in lines if (line.experiment, line.profile, line.plan) == (source, profile, plan)]
+def lines_of(experiment: Experiment, profile: str, lines: Sequence[Line]) -> list[Line]:
+    """Those that the profile's plan has made, as it is now.
+
+    A plan that reads files does not know here which they were: it is lines of the files that were read last.
+    """
+    source, plan = experiment.runs_of or experiment.name, experiment.profiles[profile].fingerprint
+    mine = [
+        line for line in lines
+        if (line.experiment, line.profile) == (source, profile) and line.plan.partition("-")[0] == plan
+    ]  # fmt: skip
+    mine = [line for line in mine if line.plan == mine[-1].plan]
     return [line for line in mine if not experiment.order or line.model in experiment.order]
 
 
@@ -59,11 +67,11 @@ def _page(
     yield "| experiment | profile | runs | verdict |"
     yield "|---|---|---|---|"
     for name, experiment in experiments.items():
-        mine = [profile for profile in PROFILES if (name, profile) in found]
-        for profile in mine:
-            said = verdict(experiment, profile, found[name, profile])
-            yield f"| [{name}](#{name}) | {profile} | {len(found[name, profile])} | {_said(experiment, said)} |"
-        if not mine:
+        profiles = [profile for profile in PROFILES if (name, profile) in found]
+        for profile in profiles:
+            mine = found[name, profile]
+            yield f"| [{name}](#{name}) | {profile} | {len(mine)} | {said(experiment, profile, mine)} |"
+        if not profiles:
             yield f"| {name} | | 0 | not attempted |"
     if stale:
         yield ""
@@ -72,11 +80,6 @@ def _page(
         profiles = [profile for profile in PROFILES if (name, profile) in found]
         if profiles:
             yield from _section(experiment, {profile: found[name, profile] for profile in profiles}, pictures)
-
-
-def _said(experiment: Experiment, said: str) -> str:
-    """Without rules there is nothing to be reproduced: the numbers are reported."""
-    return "reported" if said == "not attempted" and not any(experiment.rules.values()) else said
 
 
 def _section(experiment: Experiment, profiles: Mapping[str, list[Line]], pictures: Path) -> Iterator[str]:
@@ -89,7 +92,7 @@ def _section(experiment: Experiment, profiles: Mapping[str, list[Line]], picture
         yield f"Published: {claim.text} ({claim.source})."
     for profile, lines in profiles.items():
         yield ""
-        yield f"**Profile {profile}**: {_said(experiment, verdict(experiment, profile, lines))}."
+        yield f"**Profile {profile}**: {said(experiment, profile, lines)}."
         yield from _rules(experiment, profile)
         yield ""
         yield from _table(experiment, profile, entries(lines))
@@ -106,6 +109,8 @@ def _section(experiment: Experiment, profiles: Mapping[str, list[Line]], picture
 def _rules(experiment: Experiment, profile: str) -> Iterator[str]:
     for rule in experiment.rules.get(profile, ()):
         bound = f"at least {rule.at_least}" if rule.at_least is not None else f"at most {rule.at_most}"
+        if rule.above_floor is not None:
+            bound = f"at least {rule.above_floor} more than the best rule without a model"
         seeds = f"in {rule.seeds} seeds or more" if rule.seeds else "in all seeds"
         kind = "scaled " if rule.scaled else ""
         if rule.below is not None:
@@ -172,10 +177,11 @@ def _provenance(experiment: Experiment, profile: str, lines: Sequence[Line]) -> 
     first = lines[0]
     commits = sorted({line.git or "no checkout" for line in lines})
     machine = first.machine
+    files = " --data FOLDER" if isinstance(plan, Plan) and plan.reads_files else ""
     return (
         f"{len(lines)} runs of {plan.volume}, {_took(lines)}; "
         f"{machine['device']}, {machine['threads']} thread(s) a run, torch {machine['torch']}; commit "
-        f"{', '.join(commits)}; plan `{first.plan}`. `xlstm eval {experiment.name} --profile {profile}`"
+        f"{', '.join(commits)}; plan `{first.plan}`. `xlstm eval {experiment.name} --profile {profile}{files}`"
     )
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openxlstm.tasks.base import Batch, Task, batch, collate
+from openxlstm.tasks.base import Batch, Sample, Task, batch, collate
 from openxlstm.train.schedules import Schedule
 
 TESTED_AT_ONCE = 32_768  # positions of a batch when nothing is trained
@@ -134,15 +134,20 @@ def train(
     return done
 
 
-@torch.no_grad()
 def examine(model: nn.Module, task: Task, split: str, count: int, *, data_seed: int = 0) -> Tally:
-    """Ask a model about the first `count` samples of a split. Samples of like length share a batch: padding costs."""
+    """Ask a model about the first `count` samples of a split."""
+    return ask(model, [task.sample(split, data_seed, index) for index in range(count)])
+
+
+@torch.no_grad()
+def ask(model: nn.Module, samples: Sequence[Sample]) -> Tally:
+    """Ask a model about samples. Those of like length share a batch: padding costs."""
     model.eval()
     device, tally = next(model.parameters()).device, Tally()
-    samples = sorted((task.sample(split, data_seed, index) for index in range(count)), key=lambda one: len(one.inputs))
-    while samples:
-        size = max(1, TESTED_AT_ONCE // len(samples[-1].inputs))
-        some, samples = samples[-size:], samples[:-size]
+    ordered = sorted(samples, key=lambda one: len(one.inputs))
+    while ordered:
+        size = max(1, TESTED_AT_ONCE // len(ordered[-1].inputs))
+        some, ordered = ordered[-size:], ordered[:-size]
         found = _to(collate(some), device)
         answers, targets = _answers(model, found)
         lengths = found.exists.sum(1)[:, None].expand_as(found.asked)[found.asked]

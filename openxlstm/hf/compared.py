@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,19 @@ class History(State):
     tokens: Tensor  # int64 [B, S]
     begins: Tensor  # bool [B, S]
     exists: Tensor  # bool [B, S]
+
+
+Read = TypeVar("Read", bound=State)
+
+
+def read_on(state: ModelState | None, now: Read) -> Read:
+    """What was read before, and behind it what is read now."""
+    if state is None:
+        return now
+    (before,) = state.blocks
+    assert type(before) is type(now), "the state of another architecture"
+    pairs = zip(before.tensors(), now.tensors(), strict=True)
+    return type(now)(*(torch.cat(pair, dim=1) for pair in pairs))
 
 
 class Compared(ABC, nn.Module):
@@ -91,11 +104,7 @@ class Compared(ABC, nn.Module):
         begins = torch.zeros_like(tokens, dtype=torch.bool) if reset is None else reset
         exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         history = History(torch.where(exists, tokens, 0), begins, exists)
-        if state is not None:
-            (before,) = state.blocks
-            assert isinstance(before, History), "the state of another architecture"
-            pairs = zip(before.tensors(), history.tensors(), strict=True)
-            history = History(*(torch.cat(pair, dim=1) for pair in pairs))
+        history = read_on(state, history)
         S = history.tokens.shape[1]
         if not S:  # the networks do not read nothing
             return self._embedding()(history.tokens), ModelState((history,))

@@ -15,8 +15,9 @@ from transformers import LlamaModel
 
 from openxlstm.cells import State
 from openxlstm.hf.baselines import LlamaConfig, transformers_config, visible_and_positions
+from openxlstm.hf.compared import read_on
 from openxlstm.models import checks
-from openxlstm.models.interface import ModelState, decay_groups
+from openxlstm.models.interface import ModelState, decay_matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,7 @@ class LlamaStack(nn.Module):
         nothing = torch.zeros(B, T, dtype=torch.bool, device=x.device)
         exists = ~nothing if mask is None else mask
         history = InputHistory(torch.where(exists[..., None], x, 0.0), nothing if reset is None else reset, exists)
-        if state is not None:
-            (before,) = state.blocks
-            assert isinstance(before, InputHistory), "the state of another architecture"
-            pairs = zip(before.tensors(), history.tensors(), strict=True)
-            history = InputHistory(*(torch.cat(pair, dim=1) for pair in pairs))
+        history = read_on(state, history)
         if not history.x.shape[1]:
             return x, ModelState((history,))
         visible_BSS, positions_BS = visible_and_positions(history.begins, history.exists)
@@ -72,5 +69,4 @@ class LlamaStack(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Weight decay on every matrix."""
-        parameters = list(self.parameters())
-        return decay_groups([p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim == 1], weight_decay)
+        return decay_matrices(self.parameters(), weight_decay)

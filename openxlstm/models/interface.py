@@ -127,3 +127,9 @@ def decay_groups(decayed: Iterable[Tensor], kept: Iterable[Tensor], weight_decay
         {"params": list(decayed), "weight_decay": weight_decay},
         {"params": list(kept), "weight_decay": 0.0},
     ]
+
+
+def decay_matrices(parameters: Iterable[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """The groups of a network without vocabulary: weight decay on every matrix, and on no vector."""
+    every = list(parameters)
+    return decay_groups([p for p in every if p.ndim > 1], [p for p in every if p.ndim == 1], weight_decay)

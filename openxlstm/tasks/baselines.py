@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openxlstm.cells import State
 from openxlstm.models import checks
-from openxlstm.models.interface import ModelState, Unit, decay_groups, state_shapes
+from openxlstm.models.interface import ModelState, Unit, decay_groups, decay_matrices, state_shapes
 from openxlstm.nn.documents import Documents
 from openxlstm.nn.functional import widened, without_autocast
 from openxlstm.nn.init import residual_std, small_std
@@ -283,8 +283,7 @@ class LSTMStack(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Weight decay on every matrix."""
-        parameters = list(self.parameters())
-        return decay_groups([p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim == 1], weight_decay)
+        return decay_matrices(self.parameters(), weight_decay)
 
 
 def lstm_layers(width: int, blocks: int, *, dropout: float = 0.0) -> LSTMStack:

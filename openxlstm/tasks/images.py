@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openxlstm.tasks import files
 from openxlstm.tasks.base import NOT_ASKED, SPLITS, Sample, generator
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey (ITU-R BT.601)
@@ -63,15 +64,21 @@ class Cifar10:
         ValueError: a folder without the files, or a file that is not whole records.
     """
 
-    folder: str
+    folder: str | None = None  # None: a description without samples
     colour: bool = False
 
     def __post_init__(self) -> None:
-        missing = [name for name in (*_files("train"), *_files("test")) if not (Path(self.folder) / name).is_file()]
-        if missing:
-            raise ValueError(
-                f"folder={self.folder!r} has no {', '.join(missing)}; it must hold the binary version of CIFAR-10"
-            )
+        files.check(self)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the folder must hold."""
+        return (*_files("train"), *_files("test"))
+
+    @property
+    def origin(self) -> str:
+        """What the files are called."""
+        return "the binary version of CIFAR-10"
 
     @property
     def name(self) -> str:
@@ -95,7 +102,8 @@ class Cifar10:
 
     def sample(self, split: str, seed: int, index: int) -> Sample:
         """Sample `index` of the split."""
-        return _sample("cifar10", _cifar10(self.folder, _known(split), self.colour), split, seed, index)
+        folder = files.folder(self)
+        return _sample("cifar10", _cifar10(folder, _known(split), self.colour), split, seed, index)
 
 
 def _known(split: str) -> str:

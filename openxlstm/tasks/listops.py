@@ -26,6 +26,7 @@ from openxlstm.tasks.base import NOT_ASKED, Sample, generator
 
 WORDS = ("PAD", "BEGIN", "END", "[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
 MIN, MAX, MED, SM, CLOSE, ZERO = 3, 4, 5, 6, 7, 8
+OPERATORS = tuple(word[1:] for word in WORDS[MIN:CLOSE])
 LEAF = 0.75  # probability of a digit where both are possible
 TRIES = 20_000  # trees drawn before the wish is called impossible; of the published ones six are needed on average
 SIDES = ("train", "train", "validation", "test")  # by the digest of a tree, modulo 4
@@ -35,15 +36,20 @@ SIDES = ("train", "train", "validation", "test")  # by the digest of a tree, mod
 class ListOps:
     """Trees of `lengths` tokens, inclusive, `depth` levels at most, digits included, and `arguments` at most.
 
+    `outermost`: only trees with this operator outermost, such as "SM", whose value is not guessed without reading all.
+
     Raises:
-        ValueError: lengths that no tree has, fewer than two arguments.
+        ValueError: lengths that no tree has, fewer than two arguments, an operator that is none.
     """
 
     lengths: tuple[int, int] = (501, 1999)
     depth: int = 10
     arguments: int = 10
+    outermost: str | None = None
 
     def __post_init__(self) -> None:
+        if self.outermost not in (None, *OPERATORS):
+            raise ValueError(f"outermost={self.outermost!r} must be one of {', '.join(OPERATORS)}, or None for all")
         low, high = self.lengths
         if self.arguments < 2 or self.depth < 2:
             raise ValueError(f"depth={self.depth} and arguments={self.arguments} must be at least 2")
@@ -112,7 +118,8 @@ class ListOps:
                         open_[-1] -= 1
                 if not open_:
                     break
-            if not open_ and low <= len(tokens) <= high and _side(tokens) == split:
+            wanted = self.outermost in (None, OPERATORS[tokens[0] - MIN])
+            if wanted and not open_ and low <= len(tokens) <= high and _side(tokens) == split:
                 inputs = np.array(tokens, dtype=np.int64)
                 targets = np.full(len(tokens), NOT_ASKED, dtype=np.int64)
                 targets[-1] = ZERO + _value(tokens)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openxlstm.tasks import files
 from openxlstm.tasks.base import NOT_ASKED, SPLITS, Sample, generator
 
 SEPARATOR, FIRST = 1, 2
@@ -88,15 +89,23 @@ class AnthologyPairs:
         ValueError: a folder without the files; later a line that does not have this form, by number.
     """
 
-    folder: str
+    folder: str | None = None  # None: a description without samples
     length: int = 4000
 
     def __post_init__(self) -> None:
-        missing = [name for name in FILES.values() if not (Path(self.folder) / name).is_file()]
-        if missing:
-            raise ValueError(f"folder={self.folder!r} has no {', '.join(missing)}; they come with the Long Range Arena")
+        files.check(self)
         if self.length < 1:
             raise ValueError(f"length={self.length} must be at least 1")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the folder must hold."""
+        return tuple(FILES.values())
+
+    @property
+    def origin(self) -> str:
+        """What the files are called."""
+        return "the pairs of the ACL Anthology Network, as the Long Range Arena has them"
 
     @property
     def name(self) -> str:
@@ -122,7 +131,7 @@ class AnthologyPairs:
         """Sample `index` of the split."""
         if split not in FILES or seed < 0 or index < 0:
             raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}, seed={seed} and index={index} >= 0")
-        pairs = _lines(str(Path(self.folder) / FILES[split]))
+        pairs = _lines(str(Path(files.folder(self)) / FILES[split]))
         epoch, place = divmod(index, len(pairs))
         if split == "train":
             place = int(_order(seed, epoch, len(pairs))[place])

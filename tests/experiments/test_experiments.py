@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from copy_task import EXPERIMENT, PLAN, Copy, line
 
 from openxlstm.experiments import choice, contestants, grid, numbers, report, results, solve
 from openxlstm.experiments.catalogue import EXPERIMENTS
-from openxlstm.experiments.plans import Experiment, Plan, Rule
+from openxlstm.experiments.plans import Plan, Rule
 from openxlstm.experiments.results import Line, Metric
-from openxlstm.tasks.base import NOT_ASKED, Sample, answered, batch, collate, generator, scaled
+from openxlstm.tasks.base import NOT_ASKED, answered, batch, collate, generator, scaled
 from openxlstm.tasks.matching import non_embedding_parameters
 
 SIZES = contestants.Sizes(width=16, blocks=2, heads=2, vocab_size=4)
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """The first token, asked after the last one: what any model with a memory learns."""
-
-    lengths: tuple[int, int] = (2, 6)
-    name: str = "copy"
-    vocab_size: int = 4
-    features: int = 0
-    chance: float = 1 / 3
-
-    def sample(self, split: str, seed: int, index: int) -> Sample:
-        random = generator("copy", split, seed, index)
-        prompt = random.integers(1, 4, size=int(random.integers(self.lengths[0], self.lengths[1] + 1))).tolist()
-        return answered(prompt, [prompt[0]])
-
-
-PLAN = Plan(
-    task=Copy(), tests={"short": Copy(), "longer": Copy((7, 12))}, chosen_by="short", models=("ss", "mm"), width=16,
-    blocks=2, heads=2, budget=solve.Budget(steps=60, batch=32), rates=(1e-2,), seeds=(1, 2), validation=64, test=200,
-)  # fmt: skip
-EXPERIMENT = Experiment(
-    name="copy", title="The first token", question="Can it remember?", claims=(), profiles={"smoke": PLAN},
-    rules={"smoke": (Rule(model="ss", metric="short", at_least=0.9, seeds=2),)},
-)  # fmt: skip
-
-
-def line(**changes) -> Line:
-    """A run of PLAN, as it would be written."""
-    facts = dict(
-        experiment="copy", profile="smoke", model="ss", label="xLSTM[0:1]", parameters=10, rate=1e-2, seed=1,
-        plan=PLAN.fingerprint, metrics={"short": Metric(0.9, 100, (0.8, 0.95))}, choice=0.1, steps=60, tokens=9,
-        wall_s=1.0, cpu_s=2.0, machine={"device": "CPU", "threads": 1, "torch": "2"}, git="abc", date="2026-01-01",
-    )  # fmt: skip
-    return Line(**{**facts, **changes})
 
 
 # --- samples
@@ -276,15 +242,66 @@ def test_a_rule_of_a_difference_needs_an_interval_below_zero() -> None:
     assert choice.verdict(experiment, "smoke", lines([1.0], [2.0])) == "not attempted"  # of one seed nothing is sure
 
 
+def test_a_rule_above_the_floor_is_about_the_floor_that_was_measured() -> None:
+    experiment = replace(EXPERIMENT, rules={"smoke": (Rule(model="ss", metric="short", above_floor=0.1),)})
+    runs = [line(seed=seed, metrics={"short": Metric(value, 9)}) for seed, value in enumerate((0.75, 0.8))]
+    floors = [line(model="floor", rate=0.0, seed=0, metrics={"short": Metric(value, 9)}) for value in (0.64, 0.66)]
+    assert choice.verdict(experiment, "smoke", [*runs, floors[0]]) == "reproduced"
+    assert choice.verdict(experiment, "smoke", [*runs, floors[1]]) == "not"  # 0.75 is less than 0.76
+    assert choice.verdict(experiment, "smoke", runs) == "not attempted"
+    assert choice.said(replace(experiment, rules={}), "smoke", runs) == "reported"
+    with pytest.raises(ValueError, match="above_floor is a bound of its own"):
+        Rule(model="ss", metric="short", above_floor=0.0, at_least=0.3)
+    assert "0.1 more than the best rule without a model" in "\n".join(report._rules(experiment, "smoke"))
+
+
+def test_every_experiment_has_a_smoke_profile_and_rules_of_profiles_that_it_has() -> None:
+    for name, one in EXPERIMENTS.items():
+        assert "smoke" in one.profiles, name
+        assert set(one.rules) <= set(one.profiles), name
+        assert one.rules.get("smoke") or name in UNJUDGED, f"{name} has no rule that can fail"
+
+
+UNJUDGED = (
+    "mqar-256-16",
+    "pathfinder",
+    "cifar10",
+    "cifar10-colour",
+    "retrieval",
+    "generation",
+)  # seconds only show that they run
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_has_models_that_exist_and_equal_sizes(name: str) -> None:
+    source = EXPERIMENTS[EXPERIMENTS[name].runs_of or name]
     for profile, plan in EXPERIMENTS[name].profiles.items():
         assert all(contestants.find(model) for model in plan.models)
-        if profile in ("smoke", "cpu"):
+        assert profile in source.profiles
+        assert plan.fingerprint == source.profiles[profile].fingerprint
+        if profile in ("smoke", "cpu") and name == source.name:
             sizes = [
                 non_embedding_parameters(contestants.config(one, plan.sizes, plan.models[0])) for one in plan.models
             ]
             assert max(abs(size / sizes[0] - 1) for size in sizes) <= 0.02
-        if isinstance(plan, Plan):
+        if isinstance(plan, Plan) and not plan.reads_files:
             assert all(len(task.sample("test", 0, 0).inputs) for task in plan.tasks)
         assert {rule.model for rule in EXPERIMENTS[name].rules.get(profile, ())} <= set(plan.models)
+
+
+KINDS = ("cycle-nav", "mqar-64-4", "nns", "listops", "pathfinder", "digits", "duplicates")
+PLANS = [(name, "cpu") for name in KINDS] + [(name, "smoke") for name in EXPERIMENTS if name not in KINDS]
+
+
+@pytest.mark.parametrize(("name", "profile"), PLANS)
+def test_every_contestant_makes_a_step(name: str, profile: str) -> None:
+    plan = EXPERIMENTS[name].profiles[profile]
+    if not isinstance(plan, Plan) or plan.reads_files:
+        pytest.skip("texts and files have tests of their own")
+    for model in plan.models:
+        entered, _, _ = contestants.enter(model, plan.sizes, plan.models[0], 1)
+        before = [weight.detach().clone() for weight in entered.parameters()]
+        done = solve.train(entered, plan.task, solve.Budget(steps=1, batch=2), 1e-3, looks=1)
+        if plan.task.vocab_size:  # at the start it knows nothing
+            assert done.curve["loss"][0] == pytest.approx(np.log(plan.task.vocab_size), abs=1.5)
+        assert any(not torch.equal(old, new) for old, new in zip(before, entered.parameters(), strict=True))

@@ -44,5 +44,7 @@ def test_pairs_of_the_anthology(tmp_path):
 def test_a_mistake_gets_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"letters=\(3, 2\) must be in order and at least 4; nearest is \(4, 4\)"):
         Duplicates((3, 2))
-    with pytest.raises(ValueError, match=r"has no new_aan_pairs.train.tsv, .*they come with the Long Range Arena"):
+    with pytest.raises(
+        ValueError, match=r"has no new_aan_pairs.train.tsv, .*it must hold .* as the Long Range Arena has them"
+    ):
         AnthologyPairs(str(tmp_path))
