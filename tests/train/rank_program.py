@@ -269,7 +269,7 @@ def check_islands(folder: Path) -> dict[str, float]:
                 )
                 names = {weight: name for name, weight in unit.block.named_parameters()}
                 apart = {weight for module in unit.rounded for weight in module.parameters()}
-                # Hooks only where FSDP has its own: a leaf with a hook is called by itself, not in one pass with others.
+                # Hooks only where FSDP has its own: a leaf with a hook is called by itself, not in one pass.
                 for module in (unit.block, *unit.rounded):
                     own = [
                         (names[weight], *place(module, name))
