@@ -1,7 +1,9 @@
 """One harness for every comparison: sides in turn, medians, a ceiling in the same turn, no time for a wrong result.
 
 The speed of a shared machine drifts by the minute, so nothing is compared across runs: every side of a case takes its
-turn in every round, and so does the ceiling, a large matrix product or a read of memory beyond the caches.
+turn in every round, and so does the ceiling, a large matrix product or a read of memory beyond the caches. What ran
+before a side shows in its time (10 to 15 % behind a large product), so the order changes from round to round until
+everybody has followed everybody equally often.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ def measure(
 
     Args:
         case: what is done, in a line.
-        sides: the first is ours. Each is called once before the first round.
-        runs: rounds; every side and the ceiling take one turn in each.
+        sides: the first is ours, which says nothing about its turn. Each is called once before the first round.
+        runs: rounds; every side and the ceiling take one turn in each, in an order of its own.
         work: what one call does, in GFLOP or GB, and its `unit` per second.
         ceiling: a call, and the work it does in the same unit; its row is not in the result.
         repeat: calls in a turn, for those below a millisecond.
@@ -79,10 +81,11 @@ def measure(
     if ceiling is not None:
         calls["ceiling"] = ceiling[0]
     times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     for round_ in range(runs + 1):
-        for name, call in calls.items():
+        for name in (names[turn] for turn in turns(len(names), round_)):
             often = 1 if name == "ceiling" else repeat
-            taken = (timer or by_the_clock)(call, often)
+            taken = (timer or by_the_clock)(calls[name], often)
             if round_:
                 times[name].append(taken)
     median = {name: statistics.median(values) for name, values in times.items()}
@@ -97,6 +100,15 @@ def measure(
             )
         )  # fmt: skip
     return rows
+
+
+def turns(count: int, round_: int) -> list[int]:
+    """The order of a round: a Latin square in which over `count` rounds, or two times as many if `count` is odd,
+    everybody takes every place and follows everybody else equally often (Williams 1949).
+    """
+    zigzag = [(turn + 1) // 2 if turn % 2 else count - turn // 2 for turn in range(count)]  # 0, 1, -1, 2, -2, ...
+    order = [(place + round_) % count for place in zigzag]
+    return order[::-1] if count % 2 and round_ // count % 2 else order
 
 
 def by_the_clock(call: Callable[[], object], often: int) -> float:

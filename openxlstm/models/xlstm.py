@@ -337,11 +337,15 @@ class xLSTMStack(nn.Module):
         return self.norm(x), state
 
     def units(self) -> list[Unit]:
-        """The blocks, first to last. Gates, norms, convolutions, skips, and the sLSTM's R and b are islands of fp32."""
+        """The blocks, first to last. Gates, norms, convolutions, skips, and the sLSTM's R and b are islands of fp32.
+
+        So are q, k and v of an m block: FSDP would wrap them, and what is wrapped is called by itself instead of in one
+        pass with the convolution (nn/fused.py). They are 3 P U_m numbers beside the 3 D U_m of up and down.
+        """
         found = []
         for block in self.blocks:
             if isinstance(block, mLSTMBlock):
-                found.append(Unit(block, [block.up, block.q, block.k, block.v, block.down]))
+                found.append(Unit(block, [block.up, block.down]))
             else:
                 assert isinstance(block, sLSTMBlock)
                 found.append(Unit(block, [block.ffn_up, block.ffn_down]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def widened(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -21,3 +21,13 @@ def without_autocast(x: Tensor) -> torch.autocast:
 def soft_cap(x: Float[Tensor, "*any"], cap: float) -> Float[Tensor, "*any"]:
     """cap * tanh(x / cap), in the dtype of x; arXiv:2503.13427 (13)."""
     return cap * torch.tanh(x / cap)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling the module runs its class's forward and nothing else: nobody has wrapped or hooked it.
+
+    An instance's own forward, as accelerate sets it, is looked for where it would stand: under torch.compile a bound
+    method has no `__func__`.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" not in vars(module) and not any(hooks)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from openxlstm.kernels import glue
 from openxlstm.nn.conv import ConvSiLU
-from openxlstm.nn.functional import widened
+from openxlstm.nn.functional import is_plain, widened
 from openxlstm.nn.gates import GateLinear, project_gates
 from openxlstm.nn.linear import HeadwiseLinear
 from openxlstm.nn.norm import HeadNorm
@@ -81,6 +81,4 @@ def _one_pass(
 
 def _is(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the module runs `kind`'s own forward and nothing else."""
-    own = getattr(module.forward, "__func__", None)  # an instance's own forward, as accelerate sets it, has none
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and own is kind.forward and not any(hooks)
+    return type(module) is kind and is_plain(module)

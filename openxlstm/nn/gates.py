@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openxlstm.nn.functional import widened, without_autocast
+from openxlstm.nn.functional import is_plain, widened, without_autocast
 from openxlstm.nn.linear import Linear
 
 FEW_ROWS = 16  # up to here, which is generation, joining the weights costs more than a second matmul
@@ -56,7 +56,4 @@ def project_gates(
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling the module would do nothing but multiply by its weight and add its bias."""
-    called = getattr(module.forward, "__func__", None)  # an instance's own forward, as accelerate sets it, has none
-    return called in (GateLinear.forward, nn.Linear.forward) and not (
-        module._forward_hooks or module._forward_pre_hooks
-    )
+    return type(module).forward in (GateLinear.forward, nn.Linear.forward) and is_plain(module)

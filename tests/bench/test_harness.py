@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -19,12 +21,24 @@ def test_every_side_and_the_ceiling_take_their_turn_in_every_round() -> None:
     heard: list[str] = []
     sides = [Side(OURS, lambda: heard.append("a")), Side("peer", lambda: heard.append("b"), 0.5)]
     rows = measure("case", sides, 3, work=2.0, unit="GB/s", ceiling=(lambda: heard.append("c"), 1.0))
-    assert heard == ["a", "b", "c"] * 4  # the first round does not count
+    rounds = [heard[at : at + 3] for at in range(0, 12, 3)]  # the first does not count
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len({order[0] for order in rounds}) == 3
     assert [row.side for row in rows] == [OURS, "peer"]
     assert rows[0].its_over_ours == 1
     assert rows[1].error == 0.5
     with pytest.raises(AssertionError, match="stands first"):
         measure("case", sides[::-1], 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7])
+def test_no_side_has_a_place_nor_a_neighbour_of_its_own(count: int) -> None:
+    rounds = [harness.turns(count, round_) for round_ in range(2 * count)]
+    assert all(sorted(order) == list(range(count)) for order in rounds)
+    for place in range(count):
+        assert Counter(order[place] for order in rounds) == Counter(dict.fromkeys(range(count), 2))
+    followed = Counter(pair for order in rounds for pair in itertools.pairwise(order))
+    assert followed == Counter(dict.fromkeys(itertools.permutations(range(count), 2), 2))
 
 
 def test_ratios_are_those_of_the_medians_and_shares_those_of_the_ceiling() -> None:

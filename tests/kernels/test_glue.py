@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_equal, normal, unchanged
+from support import assert_equal, error, normal, unchanged
 
 from openxlstm.kernels import cpu, glue
 from openxlstm.kernels.cpu import glue_ops, library
@@ -187,6 +190,70 @@ def test_layer_norm_from_one_dtype_to_another(isa, x_dtype, y_dtype, D, monkeypa
         assert all(got[name].dtype == dtype for name, dtype in (("y", y_dtype), ("dx", x_dtype)) if name in got)
         limit = 2e-5 if x_dtype == y_dtype == torch.float32 else 1e-2
         assert_equal(got, want, limit, f"{isa.name}, {shape}")
+
+
+def filled(module: torch.nn.Module) -> torch.nn.Module:
+    """Its parameters as training might leave them."""
+    for parameter in module.parameters():
+        wide = parameter.ndim > 1
+        torch.nn.init.normal_(parameter, 0.0 if wide else 1.0, parameter.shape[-1] ** -0.5 if wide else 1.0)
+    return module
+
+
+def what_is_fused(T: int) -> dict[str, tuple[torch.nn.Module, dict[str, torch.Tensor], Callable[..., dict]]]:
+    """Every operator as models call it: its modules, its inputs and the call."""
+    U, H = 64, 4
+    x, c, z = (normal(B, T, U, mean=0.5).bfloat16() for _ in range(3))
+    before = torch.nn.ModuleList([ConvSiLU(U, 4), *(HeadwiseLinear(U // 4, 4) for _ in range(3))])
+    before.extend([GateLinear(3 * U, H), GateLinear(3 * U, H)])
+    names = ("c", "q", "k", "v", "i", "f", "last")
+
+    def project(m, x, past):
+        return dict(zip(names, fused.conv_qkv_gates(x, m[0], (*m[1:4],), (m[4], m[5]), past, None, None), strict=True))
+
+    def convolve(m, x, past):
+        return dict(zip(("y", "last"), m(x, past), strict=True))
+
+    def gate(m, h, c, z, skip):
+        return {"y": fused.norm_skip_gate(h.unflatten(-1, (H, -1)), c, z, m, skip)}
+
+    past, skip = normal(B, 3, U).float(), normal(U, mean=1.0).float()
+    return {
+        "project": (before, {"x": x, "past": past}, project),
+        "convolution": (ConvSiLU(U, 4), {"x": x, "past": past}, convolve),
+        "gate": (HeadNorm(H, U // H, 1e-5), {"h": x, "c": c, "z": z, "skip": skip}, gate),
+        "norm": (LayerNorm(U), {"x": x}, lambda m, x: {"y": m(x)}),
+        "norm of fp32": (LayerNorm(U), {"x": x.float() + 1e-3}, lambda m, x: {"y": m(x, for_matmul=True)}),
+    }
+
+
+@pytest.mark.parametrize("name", list(what_is_fused(1)))
+def test_in_bf16_nothing_is_less_exact_than_by_the_leaves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every output and gradient beside float64; a number that both round once is equally far off."""
+    module, x, call = what_is_fused(65)[name]
+    filled(module)
+
+    def computed(dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+        of = copy.deepcopy(module) if dtype is None else copy.deepcopy(module).to(dtype)
+        given = {key: (p if dtype is None else p.to(dtype)).detach().requires_grad_() for key, p in x.items()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+            outputs = call(of, **given)
+        if name == "norm of fp32" and dtype is None:
+            outputs = {"y": outputs["y"].bfloat16()}  # as the product behind it reads it
+        return results(outputs, given | dict(of.named_parameters()))
+
+    used: list[str] = []
+    for function in ("project", "gate", "layer_norm"):
+        monkeypatch.setattr(glue, function, noting(used, function))
+    got = computed(None)
+    assert len(used) == 1, "one pass, natively"
+    monkeypatch.setattr(glue, "serves", lambda *inputs: False)
+    leaves, exact = computed(None), computed(torch.float64)
+    assert len(used) == 1
+    for key, want in exact.items():
+        assert got[key].dtype == leaves[key].dtype, key
+        native, composed = error(got[key], want), error(leaves[key], want)
+        assert native <= 1.01 * composed + 5e-7, f"{name}, {key}: {native:.2e}, by the leaves {composed:.2e}"
 
 
 def test_far_from_zero_a_norm_loses_nothing() -> None:

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from openxlstm import kernels
 from openxlstm.cells import State, mlstm, mLSTMState, slstm
-from openxlstm.kernels.cpu.library import native
 
 
 def run(op: str, x: list[Tensor], state: State | None, **flags: Tensor) -> tuple[Tensor, State]:
@@ -221,9 +220,6 @@ def test_drift_over_4096_steps_of_bf16_inputs_is_bounded(record_property: Callab
     x += [normal(1, T, 2, dtype=torch.bfloat16, mean=mean, std=0.5) for mean in (0.0, 6.0)]
     want, want_end = mlstm.chunkwise(*(p.double() for p in x), chunk=128)
     got, end = kernels.mlstm(*x)
-    quarter = [p[:, : T // 4] for p in x]
-    _, early = kernels.mlstm(*quarter)
-    _, want_early = mlstm.chunkwise(*(p.double() for p in quarter), chunk=128)
     carried, state = [], None
     for t in range(T):
         h, state = kernels.mlstm_step(*(p[:, t] for p in x), state)
@@ -238,13 +234,9 @@ def test_drift_over_4096_steps_of_bf16_inputs_is_bounded(record_property: Callab
     record_property(
         "measured", "drift against float64, " + ", ".join(f"{name} {value:.1e}" for name, value in drift.items())
     )
-    # A state kept in bf16 is off by 0.39 after 1,024 steps. Tiles (AMX) multiply keys that are rounded once, when they
-    # are written; that error is there from the first chunk on, and does not grow.
-    tiles = not isinstance(native(), str) and native().name == "amx"
-    assert drift["sequence C"] < (3e-3 if tiles else 1e-5)
-    assert drift["sequence C"] < max(1e-5, 1.5 * error(early.C, want_early.C))
+    assert drift["sequence C"] < 1e-5  # a state kept in bf16 is off by 0.39 after 1,024 steps
     assert drift["C of 4,096 carried steps"] < 1e-5
-    assert all(value < 5e-3 for value in drift.values())  # h is rounded to bf16
+    assert all(value < 2e-3 for value in drift.values())  # h is rounded to bf16, which alone is 1.65e-3
 
 
 def test_second_derivatives_are_refused_with_a_sentence() -> None:

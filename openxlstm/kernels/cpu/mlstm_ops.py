@@ -34,7 +34,10 @@ _lib.define(
 
 def best_chunk(K: int, V: int, dtype: torch.dtype) -> int:
     """The chunk length that was fastest (docs/log.md): scores cost L (K + V) a step, reading and writing C K V / L."""
-    return 128 if K * V > 128 * 256 or (_TILES and dtype == torch.bfloat16) else 64
+    large = K * V > 128 * 256
+    if _TILES and dtype == torch.bfloat16:
+        return 256 if large else 128
+    return 128 if large else 64
 
 
 def _rows(*tensors: Tensor) -> list[Tensor]:

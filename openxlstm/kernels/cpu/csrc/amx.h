@@ -39,8 +39,15 @@ inline __m512i rounded(vf first, vf second) {
 
 inline vf widened(__m256i words) { return reinterpret_cast<vf>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16)); }
 
-inline vf through_bf16(vf x) {
-    return widened(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x))));
+// 32 numbers as bf16, and what rounding them left over as another 32: together they have 16 bits.
+struct Halves {
+    __m512i words, rest;
+};
+
+inline Halves halves(vf first, vf second) {
+    const __m512i words = rounded(first, second);
+    const vf low = widened(_mm512_castsi512_si256(words)), high = widened(_mm512_extracti64x4_epi64(words, 1));
+    return {words, rounded(first - low, second - high)};
 }
 
 inline void store_rounded(uint16_t *to, vf x, int64_t count) {
@@ -111,9 +118,10 @@ inline void pack_turned(int64_t N, int64_t inner, const uint16_t *x, int64_t ld,
         }
 }
 
-// The left operand X^T [inner, N] with column n times weights[n], from what `pack_turned` made of X.
+// The left operand X^T [inner, N] with column n times weights[n], from what `pack_turned` made of X; `rest`, if it is not
+// null, takes what rounding it left over.
 inline void turned_and_weighted(
-    int64_t N, int64_t inner, const uint16_t *tiles, const float *weights, uint16_t *to, int64_t ld
+    int64_t N, int64_t inner, const uint16_t *tiles, const float *weights, uint16_t *to, uint16_t *rest, int64_t ld
 ) {
     const int64_t column = inner / DEPTH * TILE;
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
@@ -124,8 +132,14 @@ inline void turned_and_weighted(
             const __m512i x = load_words(at), y = load_words(at + column);
             const vf x_even = reinterpret_cast<vf>(_mm512_slli_epi32(x, 16)), y_even = reinterpret_cast<vf>(_mm512_slli_epi32(y, 16));
             const vf x_odd = reinterpret_cast<vf>(_mm512_and_si512(x, upper)), y_odd = reinterpret_cast<vf>(_mm512_and_si512(y, upper));
-            store_words(to + k * ld + n, rounded(x_even * first, y_even * second));
-            store_words(to + (k + 1) * ld + n, rounded(x_odd * first, y_odd * second));
+            if (rest == nullptr) {
+                store_words(to + k * ld + n, rounded(x_even * first, y_even * second));
+                store_words(to + (k + 1) * ld + n, rounded(x_odd * first, y_odd * second));
+            } else {
+                const Halves even = halves(x_even * first, y_even * second), odd = halves(x_odd * first, y_odd * second);
+                store_words(to + k * ld + n, even.words), store_words(to + (k + 1) * ld + n, odd.words);
+                store_words(rest + k * ld + n, even.rest), store_words(rest + (k + 1) * ld + n, odd.rest);
+            }
         }
     }
 }
@@ -148,10 +162,10 @@ inline void turned_triangle(int64_t M, const uint16_t *x, int64_t ld, uint16_t *
         }
 }
 
-// 2 x 2 tiles of C from `begin` to `end` of the inner axis, in tiles.
+// 2 x 2 tiles of C from `begin` to `end` of the inner axis, in tiles. The left operand is A, or A + `rest`.
 inline void block(
-    int64_t begin, int64_t end, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t column, float *c, int64_t ldc,
-    bool add
+    int64_t begin, int64_t end, const uint16_t *a, const uint16_t *rest, int64_t lda, const uint16_t *b, int64_t column,
+    float *c, int64_t ldc, bool add
 ) {
     const int64_t row = lda * 2, out = ldc * 4;  // bytes
     float *below = c + SIDE * ldc;
@@ -175,6 +189,13 @@ inline void block(
         _tile_loadd(5, a + SIDE * lda + k * DEPTH, row);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        if (rest == nullptr) continue;
+        _tile_loadd(4, rest + k * DEPTH, row);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, rest + SIDE * lda + k * DEPTH, row);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, c, out);
     _tile_stored(1, c + SIDE, out);
@@ -183,11 +204,11 @@ inline void block(
 }
 
 // C [M, N] = A [M, inner] B [inner, N], or C + A B; sizes are whole. `causal`: the lower triangle alone, in
-// blocks.
+// blocks. `rest`: what rounding A left over, which enters too.
 template <Inner INNER = Inner::ALL>
 static void product(
     int64_t M, int64_t N, int64_t inner, const uint16_t *a, int64_t lda, const uint16_t *b, float *c, int64_t ldc,
-    Ahead &ahead, bool add = false, bool causal = false
+    Ahead &ahead, bool add = false, bool causal = false, const uint16_t *rest = nullptr
 ) {
     const int64_t column = inner / DEPTH * TILE;
     asm volatile("" ::: "memory");  // the tile instructions of some compilers do not say that they read memory
@@ -196,7 +217,8 @@ static void product(
             const int64_t begin = INNER == Inner::FROM_ROW ? m / DEPTH : 0;
             const int64_t end = INNER == Inner::UP_TO_ROW && m + DEPTH < inner ? m / DEPTH + 1 : inner / DEPTH;
             ahead.some(12);
-            block(begin, end, a + m * lda, lda, b + n / SIDE * column, column, c + m * ldc + n, ldc, add);
+            const uint16_t *more = rest == nullptr ? nullptr : rest + m * lda;
+            block(begin, end, a + m * lda, more, lda, b + n / SIDE * column, column, c + m * ldc + n, ldc, add);
         }
     asm volatile("" ::: "memory");
 }

@@ -6,7 +6,7 @@
 // e is a small difference of large terms wherever h is nearly orthogonal to dh, so C enters its product in two parts.
 //
 // Where a gate forgets nearly everything, <GC, C'> and the sum of p_j nearly cancel, and a gradient of log_f is what is left.
-// So both are of the same rounded numbers: GC as it enters the products, and the weighted keys as they have entered C'.
+// So both are of the same numbers: GC as it enters the products, and the weighted keys, which enter C' in two parts.
 #pragma once
 
 #include "amx.h"
@@ -69,7 +69,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
         write(t, l, rho);
 
         for (int64_t j = 0; j < m; ++j) r[j] = j < l ? r[j] * enter[j] : 0.0f;
-        turned_and_weighted(m, Kw, QT, r, entering, ldl);
+        turned_and_weighted(m, Kw, QT, r, entering, nullptr, ldl);
         product(Kw, Vw, m, entering, ldl, dHR, GC, ldV, ahead, true);
         for (int64_t x = 0; x < K; x += W) {
             vf sum = arrives ? load(Gn + x) * gates.decay : vf{};
@@ -102,10 +102,8 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
                     const float *at = C + (x + e) * ldC + y;
                     const bool there = x + e < K;
                     const vf low = load_up_to(at, there ? V - y : 0), high = load_up_to(at + W, there ? V - y - W : 0);
-                    rows[e] = rounded(low, high);
-                    const vf first = widened(_mm512_castsi512_si256(rows[e]));
-                    const vf second = widened(_mm512_extracti64x4_epi64(rows[e], 1));
-                    rest[e] = rounded(low - first, high - second);
+                    const Halves both = halves(low, high);
+                    rows[e] = both.words, rest[e] = both.rest;
                 }
                 turn(rows), turn(rest);
                 const int64_t to = x / SIDE * (Vw / DEPTH) * TILE + y / DEPTH * TILE;
@@ -190,21 +188,14 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
             uint16_t *dq = static_cast<uint16_t *>(call.dq) + to * K, *dk = static_cast<uint16_t *>(call.dk) + to * K;
             uint16_t *dv = static_cast<uint16_t *>(call.dv) + to * V;
             const float memory = enter[j] * r[j], past = enter[j] * da[j], weight = gates.write[j];
-            vf k_dk = {}, change = {};
+            vf q_dq = {}, k_dk = {};
             for (int64_t x = 0; x < K; x += W) {
                 const vf key = load(Key + j * ldk + x);
                 vf by_q = load(dQ + j * ldK + x) + load(CU + j * ldK + x) * memory + load(n + x) * past;
-                vf by_k = load(dK + j * ldK + x), entered = {};
-                if (arrives) {
-                    by_k += load(Gn + x) * weight;
-                    change -= key * by_k + through_bf16(key * weight) * load(KU + j * ldK + x);
-                    entered = load(KU + j * ldK + x) * weight;
-                } else {
-                    change -= key * by_k;
-                }
-                by_k += entered;
-                if (!exists) by_q = vf{}, by_k = vf{}, change = vf{};
-                change += load(Q + j * ldk + x) * by_q, k_dk += key * by_k;
+                vf by_k = load(dK + j * ldK + x);
+                if (arrives) by_k += (load(Gn + x) + load(KU + j * ldK + x)) * weight;
+                if (!exists) by_q = vf{}, by_k = vf{};
+                q_dq += load(Q + j * ldk + x) * by_q, k_dk += key * by_k;
                 store_rounded(dq + x, by_q, K - x), store_rounded(dk + x, by_k, K - x);
             }
             for (int64_t x = 0; x < V; x += W) {
@@ -212,7 +203,7 @@ class BackwardTiles final : public BackwardSweep<uint16_t> {
                 if (arrives) by_v += load(VU + j * ldV + x) * weight;
                 store_rounded(dv + x, exists ? by_v : vf{}, V - x);
             }
-            gate_gradients(t, j, sum_of(change), sum_of(k_dk), rest);
+            gate_gradients(t, j, sum_of(q_dq - k_dk), sum_of(k_dk), rest);
         }
     }
 };
