@@ -1,7 +1,8 @@
 """Decoding, a token at a time: the suite `generate` of `xlstm bench`.
 
     small    a NeurIPS model of 2M parameters beside the `step` of `xlstm` 2.0.6
-    large    about 400M parameters of the 7B architecture, in bf16, Q8_0 and Q4_0, beside transformers' xLSTM in bf16
+    large    about 400M parameters of the 7B architecture, in bf16, Q8_0 and Q4_0, beside transformers' xLSTM in bf16;
+             and eight rows of it, which share one reading of the matrices, beside one row
 
 Random weights. The native step is compared with the model itself first: the logits of the same weights. A token reads
 every matrix but the embedding once, and reads and writes the state; the ceiling is a read of memory beyond the caches.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -30,6 +32,7 @@ from openxlstm.nn.quant import QuantEmbedding, QuantLinear, pack_matrices
 LIMITS = {"fp32": 2e-5, "bf16": 5e-2, "q8_0": 1e-3, "q4_0": 1e-3}  # bf16: the model itself rounds its activations
 POSITIONS = (100, 1_000, 10_000, 100_000)  # tokens read before the one that is timed
 READ = 16  # tokens that the state has seen
+ROWS = 8  # of the batch that is compared with a single row
 
 
 @torch.no_grad()
@@ -79,7 +82,7 @@ def after(position: int, runs: int) -> list[Row]:
 
 
 def large(kind: str, runs: int, theirs: Callable[[], object] | None) -> list[Row]:
-    """406M parameters, batch 1."""
+    """406M parameters, batch 1, and a batch of 8 beside it."""
     torch.manual_seed(0)
     model = xLSTMLarge(xLSTMLargeConfig(vocab_size=50_304, width=1024, blocks=24, heads=4)).eval()
     if kind == "bf16":
@@ -90,18 +93,31 @@ def large(kind: str, runs: int, theirs: Callable[[], object] | None) -> list[Row
     sides = _ours(model, kind, case)
     if theirs is not None:
         sides.append(Side("transformers, bf16", theirs))
-    work = read_by_a_token(model) / 1e9
-    return measure(case, sides, runs, work=work, unit="GB/s", ceiling=reading())
+    rows = measure(case, sides, runs, work=read_by_a_token(model) / 1e9, unit="GB/s", ceiling=reading())
+    return rows + (together(model, kind, runs) if refuses(model, ROWS) is None else [])
 
 
-def read_by_a_token(model: LanguageModel) -> int:
-    """Bytes of all matrices but the embedding, and of the state, which is read and written."""
+def together(model: xLSTMLarge, kind: str, runs: int) -> list[Row]:
+    """A token of each of 8 rows in one call, in turn with one row alone. Every row has a state of its own."""
+    case = f"a token of {ROWS} rows, {model.config.label}, 406M parameters, {kind}"
+    tokens = torch.arange(ROWS)
+    many, one = NativeDecoder(model, model.empty_state(ROWS)), NativeDecoder(model, model.empty_state(1))
+    error = relative(many.step(tokens)[3:4], one.step(tokens[3:4]))
+    check(OURS, case, error, 0.0)  # a row does not notice its company
+    sides = [Side(OURS, lambda: many.step(tokens), error), Side(f"{OURS}, one row", lambda: one.step(tokens[3:4]))]
+    work = read_by_a_token(model, ROWS) / 1e9
+    rows = measure(case, sides, runs, work=work, unit="GB/s", ceiling=reading())
+    return [rows[0], replace(rows[1], rate=None, unit=None, of_ceiling=None)]  # the rate is that of eight rows
+
+
+def read_by_a_token(model: LanguageModel, rows: int = 1) -> int:
+    """Bytes of all matrices but the embedding, once, and of every row's state, which is read and written."""
     assert isinstance(model, nn.Module), "a language model is a torch module"
     own = [*model.parameters(), *model.buffers()]
     embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding | QuantEmbedding))
     table = embedding.blocks if isinstance(embedding, QuantEmbedding) else embedding.weight
     assert isinstance(table, Tensor), "an embedding has a table"
-    return sum(x.nbytes for x in own) - table.nbytes + 2 * model.empty_state(1).nbytes
+    return sum(x.nbytes for x in own) - table.nbytes + 2 * model.empty_state(rows).nbytes
 
 
 def quantise(model: nn.Module, kind: str) -> None:

@@ -2,6 +2,7 @@
 
     python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --quant q8_0
     python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --load      # and what loading it and a step of it take
+    python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --load --tokens 5000    # and a step after that many
 
 Weights are drawn as the initialisation table of the 7B architecture has them in size, gates and biases included, so
 that activations stay finite; a model of such weights writes noise. The tokenizer inside is the byte tokenizer.
@@ -26,8 +27,9 @@ from openxlstm.checkpoint.gguf_write import Quant, Report, check_target, write
 from openxlstm.checkpoint.plan import Plan, identity, our_tensors
 from openxlstm.checkpoint.sources import Entry, Source
 from openxlstm.data.tokenizer import Tokenizer
-from openxlstm.infer.decoder import decoder
+from openxlstm.infer.decoder import NativeDecoder, decoder
 from openxlstm.models.accounting import Own
+from openxlstm.models.interface import LanguageModel
 from openxlstm.models.presets import PRESETS
 from openxlstm.models.xlstm_large import xLSTMLargeConfig
 from openxlstm.nn.init import forget_bias_per_head
@@ -69,16 +71,25 @@ def _drawn(name: str, like: Tensor, config: Own, seed: int, repeat: bool) -> Cal
     return read
 
 
-def measure_load(path: Path, tokens: int = 12) -> dict[str, float]:
+EARLY = 100  # tokens after which a step is compared with a later one
+
+
+def measure_load(path: Path, rounds: int = 12, tokens: int | None = None) -> dict[str, float]:
     """What a file takes to load and a token to decode: seconds, the share of what reading memory alone would take, and
     the process's peak of memory over the file.
 
     The first token brings the file into memory and does not count; the others are timed in turn with a read of memory
     beyond the caches, and medians count.
 
+    Args:
+        tokens: also decode so many, and time a step after them in turn with a step after the first hundred: each of
+            the two decoders has a state of its own, so that the minutes between are no part of the comparison.
+
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or `tokens` are no more than that hundred.
     """
+    if tokens is not None and tokens <= EARLY:
+        raise ValueError(f"tokens={tokens} must be more than {EARLY}, after which the earlier step is timed")
     started = time.perf_counter()
     model = gguf.load(path, device="cpu", dtype=None)
     loaded = time.perf_counter()
@@ -87,12 +98,31 @@ def measure_load(path: Path, tokens: int = 12) -> dict[str, float]:
     token = decode.step(torch.tensor([1])).argmax(-1)
     first, peak = time.perf_counter(), peak_memory()
     size, work = path.stat().st_size, read_by_a_token(model) / 1e9
-    rows = measure("a token", [Side(OURS, lambda: decode.step(token))], tokens, work=work, ceiling=reading())
+    rows = measure("a token", [Side(OURS, lambda: decode.step(token))], rounds, work=work, ceiling=reading())
     seconds, share = rows[0].median_ms / 1e3, rows[0].of_ceiling
     assert share is not None, "there is a ceiling"
+    later = {} if tokens is None else compare_later(model, tokens, rounds)
     return {
         "load_seconds": loaded - started, "first_token_seconds": first - loaded, "seconds_per_token": seconds,
         "of_read_bandwidth": share, "file_bytes": size, "peak_bytes": peak, "peak_over_file": peak / size,
+        **later,
+    }  # fmt: skip
+
+
+def compare_later(model: LanguageModel, tokens: int, rounds: int) -> dict[str, float]:
+    """A step after `tokens` and one after the first hundred, in turn: seconds, and the first over the second."""
+    decode = NativeDecoder(model, model.empty_state(1))
+    token = torch.tensor([1])
+    for _ in range(EARLY):
+        token = decode.step(token).argmax(-1)
+    early, first = NativeDecoder(model, decode.state), token
+    for _ in range(tokens - EARLY):
+        token = decode.step(token).argmax(-1)
+    sides = [Side(OURS, lambda: decode.step(token)), Side("early", lambda: early.step(first))]
+    late, soon = measure("a token", sides, rounds)
+    return {
+        f"seconds_after_{EARLY}": soon.median_ms / 1e3, f"seconds_after_{tokens}": late.median_ms / 1e3,
+        "later_over_earlier": late.median_ms / soon.median_ms,
     }  # fmt: skip
 
 
@@ -117,9 +147,10 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--quant", choices=("q8_0", "q4_0", "q4_1", "bf16", "f32"), default="q8_0")
     parser.add_argument("--load", action="store_true", help="load what is there already, and measure that")
+    parser.add_argument("--tokens", type=int, help="with --load: also time a step after so many tokens")
     options = parser.parse_args()
     if options.load:
-        for name, value in measure_load(options.target).items():
+        for name, value in measure_load(options.target, tokens=options.tokens).items():
             print(f"{name:18} {value:,.3f}")
         return
     started = time.perf_counter()

@@ -28,6 +28,8 @@ from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
 from openxlstm.nn.quant import QuantEmbedding, QuantLinear
 
+PIECE = 1 << 20  # bytes that are read at a time when rows are laid side by side
+
 CONFIG, FORMAT, QUANT = "openxlstm.config", "openxlstm.format", "openxlstm.quant"
 TOKENIZER = "tokenizer.huggingface.json"
 NEWEST_FORMAT = 1
@@ -176,7 +178,8 @@ def _packed(
 ) -> dict[str, Tensor]:
     """The linear maps whose rows lie side by side from now on, where the processor reads them fastest so.
 
-    They are read, a matrix at a time, since mapped pages beside the packed ones would be memory twice.
+    They are read, some rows at a time: mapped pages beside the packed ones would be memory twice, and whole matrices go
+    in and out of the heap and leave holes as large as they are.
     """
     if torch.device(device).type != "cpu":
         return {}
@@ -189,21 +192,27 @@ def _packed(
     memory = memory_for_packed([groups * size for groups, size in shapes.values()])
     packed = {}
     for (ours, shape), piece in zip(shapes.items(), memory, strict=True):
-        blocks = _bytes(path, stored[ours]).view(stored[ours].shape[0], -1)
-        packed[ours] = pack(blocks, stored[ours].kind, piece.view(shape))
+        packed[ours] = piece.view(shape)
+        size = stored[ours].nbytes // stored[ours].shape[0]
+        some = max(1, PIECE // shape[1])  # groups
+        for index, groups in enumerate(packed[ours].split(some)):
+            first = index * some * shape[1]
+            rows = _bytes(path, stored[ours], first, min(groups.nbytes, stored[ours].nbytes - first))
+            pack(rows.view(-1, size), stored[ours].kind, groups)
     return packed
 
 
-def _bytes(path: Path, stored: Stored) -> Tensor:
-    raw = torch.empty(stored.nbytes, dtype=torch.uint8)
+def _bytes(path: Path, stored: Stored, first: int = 0, count: int | None = None) -> Tensor:
+    """`count` of a tensor's bytes, from its `first` on; all of them unless said."""
+    raw = torch.empty(stored.nbytes if count is None else count, dtype=torch.uint8)
     with path.open("rb") as file:
-        file.seek(stored.begin)
+        file.seek(stored.begin + first)
         view = raw.numpy().data
         while view:  # one call reads at most 2 GiB
-            count = file.readinto(view)
-            if not count:
+            got = file.readinto(view)
+            if not got:
                 raise ValueError(f"{path} became shorter while it was read")
-            view = view[count:]
+            view = view[got:]
     return raw
 
 

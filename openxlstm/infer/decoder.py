@@ -149,4 +149,4 @@ def explain(model: LanguageModel, rows: int = 1) -> str:
         return f"PyTorch, a call per operation: {reason}"
     found = native()
     assert isinstance(found, Native)
-    return f"one native call per token, {found.name} instructions"
+    return f"one native call per token, {found.vectors} instructions"

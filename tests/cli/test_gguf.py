@@ -116,8 +116,11 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments, sentence, place, tmp_pat
 def test_a_file_of_random_weights_loads_and_computes(config, tmp_path):
     report = random_gguf.write_random(config, tmp_path / "m.gguf", "q4_0")
     assert report.tokenizer
-    found = random_gguf.measure_load(tmp_path / "m.gguf", tokens=2)
+    found = random_gguf.measure_load(tmp_path / "m.gguf", rounds=2, tokens=102)
     assert found["file_bytes"] == report.bytes
+    assert found["later_over_earlier"] == found["seconds_after_102"] / found["seconds_after_100"]
+    with pytest.raises(ValueError, match="tokens=100 must be more than 100"):
+        random_gguf.measure_load(tmp_path / "m.gguf", tokens=100)
     logits, _ = ox.load(tmp_path / "m.gguf")(torch.tensor([[1, 2, 256]]))
     assert logits.isfinite().all()
     assert logits.std() > 1e-3
@@ -143,7 +146,7 @@ else:
     model = mapped(tiny, device="cpu", dtype=None)
     decoder(model, model.empty_state(1)).step(torch.tensor([1]))
     before = peak_memory()
-    print(path.stat().st_size, measure_load(path, tokens=1)["peak_bytes"] - before)
+    print(path.stat().st_size, measure_load(path, rounds=1)["peak_bytes"] - before)
 """
 
 

@@ -214,6 +214,15 @@ def test_what_it_cannot_decode_it_says() -> None:
 
 
 @needs_library
+def test_it_names_the_instructions_that_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is AMX code for sequences alone."""
+    for isa in ISAS:
+        monkeypatch.setattr(decoders, "native", lambda isa=isa: isa)
+        said = "avx512_bf16" if isa.name == "amx" else isa.name
+        assert explain(model_of("large: plain")) == f"one native call per token, {said} instructions"
+
+
+@needs_library
 @torch.no_grad()
 def test_bad_tokens_are_refused_before_memory_is_read() -> None:
     model = model_of("large: plain")

@@ -143,9 +143,14 @@ class Native:
         return ISAS[self.isa]
 
     @property
+    def vectors(self) -> str:
+        """Of the instruction set of everything but the mLSTM over a sequence, for which alone there is AMX code."""
+        return "avx512_bf16" if self.name == "amx" else self.name
+
+    @property
     def multiplies_bytes(self) -> bool:
         """Whether blocks of Q8_0 and Q4_0 are fastest with 16 rows side by side (csrc/bytes.h)."""
-        return self.name in ("avx512_bf16", "amx")
+        return self.vectors == "avx512_bf16"
 
     @property
     def refused_amx(self) -> bool:

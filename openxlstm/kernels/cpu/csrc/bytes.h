@@ -97,41 +97,53 @@ static inline void quads(
     }
 }
 
-// A group times ROWS_X rows of x. AHEAD: as `few` has it.
-template <typename Format, int ROWS_X, bool AHEAD>
-static inline void sixteen(
-    const uint8_t *group, int64_t width, const Integers (&x)[ROWS_X], const uint8_t *ahead, float (&y)[ROWS_X][GROUP]
+// One block of a group times that of every row of x, added to `sums`.
+template <typename Format, int ROWS_X>
+static inline void block_of_group(
+    const uint8_t *group, const Integers (&x)[ROWS_X], int64_t block, __m512 (&sums)[ROWS_X]
 ) {
-    constexpr int SIZE = GROUP * Format::SIZE;
     const __m512i lowest = _mm512_set1_epi8(15);
-    __m512 sums[ROWS_X];
-    XL_UNROLL for (int m = 0; m < ROWS_X; ++m) sums[m] = _mm512_setzero_ps();
-    const int64_t blocks = width / BLOCK_NUMBERS;
-    for (int64_t block = 0; block < blocks; ++block, group += SIZE) {
-        if constexpr (AHEAD) fetch<SIZE>(ahead + block * SIZE);
-        const int64_t column = block * BLOCK_NUMBERS;
-        __m512i high[ROWS_X], low[ROWS_X];
-        XL_UNROLL for (int m = 0; m < ROWS_X; ++m)
-            high[m] = _mm512_setzero_si512(), low[m] = _mm512_set1_epi32(x[m].back[block]);
-        if constexpr (std::is_same_v<Format, Q8_0>) {
-            XL_UNROLL for (int quad = 0; quad < 8; ++quad)
-                quads<ROWS_X>(_mm512_loadu_si512(group + 2 * GROUP + 64 * quad), x, column + 4 * quad, high, low);
-        } else {
-            XL_UNROLL for (int quad = 0; quad < 4; ++quad) {
-                const __m512i both = _mm512_loadu_si512(group + 2 * GROUP + 64 * quad);
-                quads<ROWS_X>(_mm512_and_si512(both, lowest), x, column + 4 * quad, high, low);
-                const __m512i above = _mm512_and_si512(_mm512_srli_epi16(both, 4), lowest);
-                quads<ROWS_X>(above, x, column + 16 + 4 * quad, high, low);
-            }
-        }
-        const __m512 scales = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(group)));
-        XL_UNROLL for (int m = 0; m < ROWS_X; ++m) {
-            const __m512i own = _mm512_add_epi32(_mm512_slli_epi32(high[m], 7), low[m]);
-            const __m512 factor = _mm512_mul_ps(scales, _mm512_set1_ps(x[m].steps[block]));
-            sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(own), factor, sums[m]);
+    const int64_t column = block * BLOCK_NUMBERS;
+    __m512i high[ROWS_X], low[ROWS_X];
+    XL_UNROLL for (int m = 0; m < ROWS_X; ++m)
+        high[m] = _mm512_setzero_si512(), low[m] = _mm512_set1_epi32(x[m].back[block]);
+    if constexpr (std::is_same_v<Format, Q8_0>) {
+        XL_UNROLL for (int quad = 0; quad < 8; ++quad)
+            quads<ROWS_X>(_mm512_loadu_si512(group + 2 * GROUP + 64 * quad), x, column + 4 * quad, high, low);
+    } else {
+        XL_UNROLL for (int quad = 0; quad < 4; ++quad) {
+            const __m512i both = _mm512_loadu_si512(group + 2 * GROUP + 64 * quad);
+            quads<ROWS_X>(_mm512_and_si512(both, lowest), x, column + 4 * quad, high, low);
+            const __m512i above = _mm512_and_si512(_mm512_srli_epi16(both, 4), lowest);
+            quads<ROWS_X>(above, x, column + 16 + 4 * quad, high, low);
         }
     }
-    XL_UNROLL for (int m = 0; m < ROWS_X; ++m) _mm512_storeu_ps(y[m], sums[m]);
+    const __m512 scales = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(group)));
+    XL_UNROLL for (int m = 0; m < ROWS_X; ++m) {
+        const __m512i own = _mm512_add_epi32(_mm512_slli_epi32(high[m], 7), low[m]);
+        const __m512 factor = _mm512_mul_ps(scales, _mm512_set1_ps(x[m].steps[block]));
+        sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(own), factor, sums[m]);
+    }
+}
+
+// COUNT groups times ROWS_X rows of x. AHEAD: as `few` has it.
+template <typename Format, int COUNT, int ROWS_X, bool AHEAD>
+static inline void sixteen(
+    const Streams &groups, int64_t width, const Integers (&x)[ROWS_X], float (&y)[COUNT][ROWS_X][GROUP]
+) {
+    constexpr int SIZE = GROUP * Format::SIZE;
+    __m512 sums[COUNT][ROWS_X];
+    XL_UNROLL for (int g = 0; g < COUNT; ++g)
+        XL_UNROLL for (int m = 0; m < ROWS_X; ++m) sums[g][m] = _mm512_setzero_ps();
+    const int64_t blocks = width / BLOCK_NUMBERS;
+    Soon<SIZE, COUNT> soon(groups, blocks);
+    for (int64_t block = 0; block < blocks; ++block) {
+        if constexpr (AHEAD) soon.fetch_for(block);
+        XL_UNROLL for (int g = 0; g < COUNT; ++g)
+            block_of_group<Format, ROWS_X>(groups.at[g] + block * SIZE, x, block, sums[g]);
+    }
+    XL_UNROLL for (int g = 0; g < COUNT; ++g)
+        XL_UNROLL for (int m = 0; m < ROWS_X; ++m) _mm512_storeu_ps(y[g][m], sums[g][m]);
 }
 #endif
 

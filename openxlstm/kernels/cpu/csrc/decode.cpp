@@ -43,9 +43,7 @@ class Step {
         for (int64_t index = 0; index < call.count; ++index) {  // before the first barrier, which no product precedes
             const xl_operation &op = call.operations[index];
             if (op.steal == 0) continue;
-            const int64_t grain = matrix_of(op).grain();
-            const Share own = on.share(op.out, op.grain);
-            left_of(op, on.thread).set(own.begin / grain, (own.end + grain - 1) / grain);
+            left_of(op, on.thread).set(0, walk_of(op, on.thread).turns());
         }
         for (int64_t index = 0; index < call.count; ++index) {
             const xl_operation &op = call.operations[index];
@@ -66,7 +64,8 @@ class Step {
     Barrier &barrier;
     Left *const left;
     Product product;
-    const uint8_t *ahead = nullptr, *ahead_end = nullptr;  // what this thread will read next and has not asked for
+    Streams ahead = {};  // what this thread will read next
+    int64_t asked = 0, ask = 0, stream = 0;  // bytes of each stream that have been asked for, and that shall be
 
     void other(const xl_operation &op) const {
         switch (op.kind) {
@@ -87,42 +86,42 @@ class Step {
     }
 
     void linear(const xl_operation &op, int64_t index) {
-        const Matrix matrix = matrix_of(op);
-        const Share own = on.share(op.out, op.grain);
         int64_t after = index;
         do after = after + 1 < call.count ? after + 1 : 0;
         while (call.operations[after].kind != XL_LINEAR);
-        const Matrix following = matrix_of(call.operations[after]);
-        const Share there = on.share(following.out, call.operations[after].grain);
-        const uint8_t *next = following.row(there.begin);
+        const Walk own = walk_of(op, on.thread), next = walk_of(call.operations[after], on.thread);
         const Results to = {on.at(op.to, op.to_ld, 0), op.to_ld, op.bias, op.add != 0};
         const float *x = on.at(op.from, op.from_ld, 0);
         if (op.steal == 0) {
-            product.run(matrix, own.begin, own.end, x, op.from_ld, call.rows, next, to);
+            product.run(own, x, op.from_ld, call.rows, next, to);
         } else {
-            const int64_t grain = matrix.grain(), units = (op.out + grain - 1) / grain;
-            const auto run = [&](int64_t unit, int64_t then) {
-                const int64_t begin = unit * grain, end = begin + grain < op.out ? begin + grain : op.out;
-                const uint8_t *after = then >= 0 && then < units ? matrix.row(then * grain) : next;
-                product.run(matrix, begin, end, x, op.from_ld, call.rows, after, to);
-            };
-            const int64_t last = (own.end + grain - 1) / grain - 1;
-            for (int64_t unit; (unit = left_of(op, on.thread).first()) >= 0;) run(unit, unit < last ? unit + 1 : -1);
-            for (int64_t other = 1; other < on.threads; ++other)
-                for (int64_t unit; (unit = left_of(op, (on.thread + other) % on.threads).last()) >= 0;) run(unit, unit - 1);
+            const int64_t last = own.turns() - 1;
+            for (int64_t turn; (turn = left_of(op, on.thread).first()) >= 0;)
+                product.run(own, turn, turn < last ? turn + 1 : -1, x, op.from_ld, call.rows, next, to);
+            for (int64_t other = 1; other < on.threads; ++other) {
+                const int64_t thread = (on.thread + other) % on.threads;
+                const Walk theirs = walk_of(op, thread);
+                for (int64_t turn; (turn = left_of(op, thread).last()) >= 0;)
+                    product.run(theirs, turn, turn - 1, x, op.from_ld, call.rows, next, to);
+            }
         }
-        ahead = next + (own.begin < own.end ? matrix.grain() * matrix.row_bytes() : 0);
-        ahead_end = following.row(there.end);
-        if (ahead_end > next + AHEAD) ahead_end = next + AHEAD;
+        for (int s = 0; s < STREAMS; ++s) ahead.at[s] = next.at(0, s);
+        asked = 0, stream = 0, ask = next.part_bytes() < AHEAD / STREAMS ? next.part_bytes() : AHEAD / STREAMS;
+    }
+
+    // A thread's rows of a product.
+    Walk walk_of(const xl_operation &op, int64_t thread) const {
+        const Share share = on.share(op.out, op.grain, thread);
+        return {matrix_of(op), share.begin, share.end};
     }
 
     Left &left_of(const xl_operation &op, int64_t thread) const { return left[(op.steal - 1) * on.threads + thread]; }
 
     // A line of the next matrix; memory has nothing else to do while a thread waits.
     bool fetch_next() {
-        if (ahead >= ahead_end) return false;
-        fetch<64>(ahead);
-        ahead += 64;
+        if (asked >= ask) return false;
+        fetch<64>(ahead.at[stream] + asked);
+        if (++stream == STREAMS) stream = 0, asked += 64;
         return true;
     }
 

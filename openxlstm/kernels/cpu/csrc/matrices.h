@@ -2,7 +2,8 @@
 //
 // Weights become fp32 in registers and activations stay fp32, so a product is that of the dequantised matrix but for the
 // order of its sum. The order does not depend on how many rows or threads there are. Four rows of the matrix go by
-// together: their sums hide each other's latency, and each is one stream of memory. bytes.h has the faster way for blocks.
+// together, from four places far apart: their sums hide each other's latency, and memory answers four streams faster than
+// one. bytes.h has the faster way for blocks.
 #pragma once
 
 #include <cmath>
@@ -157,22 +158,52 @@ static inline void fetch(const uint8_t *line) {
     XL_UNROLL for (int e = 0; e < BYTES; e += 64) __builtin_prefetch(line + e, 0, 2);
 }
 
-// COUNT rows of the matrix times ROWS_X rows of x. sums_x: the sum of every block of 32 numbers of x, for shifts. AHEAD: as
-// much memory is asked for from `ahead` on as the rows take. It is where the rows after these lie, and without it half
-// of the bandwidth is lost: several streams side by side are more than a processor follows by itself.
+// Rows, or groups of them, that go by side by side, and those that this thread will read after them.
+constexpr int STREAMS = 4;
+
+struct Streams {
+    const uint8_t *at[STREAMS], *ahead[STREAMS];
+};
+
+// Which memory to ask for while a block of each stream is computed: what lies DISTANCE bytes further in the stream, and when
+// that is beyond what is read now, the beginning of what comes after. Without it half of the bandwidth is lost: several
+// streams side by side are more than a processor follows by itself, and one stream is less than memory can give.
+template <int SIZE, int COUNT>
+class Soon {
+  public:
+    Soon(const Streams &rows, int64_t blocks) : rows(rows), turn(blocks > EARLY ? blocks - EARLY : 0), shift(EARLY - blocks) {
+        XL_UNROLL for (int r = 0; r < COUNT; ++r) from[r] = rows.at[r] + EARLY * SIZE;
+    }
+
+    void fetch_for(int64_t block) {
+        if (block == turn)
+            XL_UNROLL for (int r = 0; r < COUNT; ++r) from[r] = rows.ahead[r] + shift * SIZE;
+        XL_UNROLL for (int r = 0; r < COUNT; ++r) fetch<SIZE>(from[r] + block * SIZE);
+    }
+
+  private:
+    static constexpr int DISTANCE = 1024, EARLY = (DISTANCE + SIZE - 1) / SIZE;
+    const Streams &rows;
+    const int64_t turn, shift;
+    const uint8_t *from[COUNT];
+};
+
+// COUNT rows of the matrix times ROWS_X rows of x. sums_x: the sum of every block of 32 numbers of x, for shifts. AHEAD:
+// memory is asked for as `Soon` has it.
 template <typename Format, int COUNT, int ROWS_X, bool AHEAD>
 static inline void few(
-    const uint8_t *weight, int64_t bytes, int64_t width, const float *x, int64_t ldx, const float *sums_x, int64_t lds,
-    const uint8_t *ahead, float (&y)[COUNT][ROWS_X]
+    const Streams &rows, int64_t width, const float *x, int64_t ldx, const float *sums_x, int64_t lds,
+    float (&y)[COUNT][ROWS_X]
 ) {
     vf sums[COUNT][ROWS_X] = {};
     float shifts[COUNT][ROWS_X] = {};
     const int64_t blocks = width / BLOCK_NUMBERS;
+    Soon<Format::SIZE, COUNT> soon(rows, blocks);
     for (int64_t block = 0; block < blocks; ++block) {
         const float *at = x + block * BLOCK_NUMBERS;
+        if constexpr (AHEAD) soon.fetch_for(block);
         XL_UNROLL for (int r = 0; r < COUNT; ++r) {
-            const uint8_t *p = weight + r * bytes + block * Format::SIZE;
-            if constexpr (AHEAD) fetch<Format::SIZE>(ahead + (block * COUNT + r) * Format::SIZE);
+            const uint8_t *p = rows.at[r] + block * Format::SIZE;
             vf w[PARTS];
             Format::values(p, w);
             const vf scale = Format::scale(p);

@@ -23,12 +23,13 @@ int product(const xl_product &call) {
 #endif
         const int64_t begin = grains * thread / count * grain, last = grains * (thread + 1) / count * grain;
         const int64_t end = last < call.out ? last : call.out;
+        const Walk walk(matrix, begin, end);
         Product own;
         own.bind(call.scratch_memory + thread * call.scratch);
         for (int64_t row = 0; row < call.rows; row += XL_ROWS_TOGETHER) {
             const int64_t rows = call.rows - row < XL_ROWS_TOGETHER ? call.rows - row : XL_ROWS_TOGETHER;
             const Results to = {call.result + row * call.out_ld, call.out_ld, nullptr, false};
-            own.run(matrix, begin, end, call.x + row * call.x_ld, call.x_ld, rows, matrix.row(begin), to);
+            own.run(walk, call.x + row * call.x_ld, call.x_ld, rows, walk, to);
         }
     }
     return XL_OK;

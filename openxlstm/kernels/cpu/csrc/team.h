@@ -90,7 +90,9 @@ class Member {
     const int64_t thread, threads;
     float *const own;  // memory that no other thread sees
 
-    Share share(int64_t count, int64_t grain) const {
+    Share share(int64_t count, int64_t grain) const { return share(count, grain, thread); }
+
+    Share share(int64_t count, int64_t grain, int64_t thread) const {
         const int64_t grains = (count + grain - 1) / grain;
         const int64_t begin = grains * thread / threads * grain, end = grains * (thread + 1) / threads * grain;
         return {begin < count ? begin : count, end < count ? end : count};
