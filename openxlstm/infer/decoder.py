@@ -43,14 +43,15 @@ class NativeDecoder:
 
     Args:
         model: one that `refuses` lets through; weights that change later must not be used with an old decoder.
-        state: what the rows have read. It is copied.
+        state: what the rows have read.
+        copy: False gives the state away: it becomes the decoder's, which may write to it, and is not held twice.
     """
 
-    def __init__(self, model: LanguageModel, state: ModelState):
+    def __init__(self, model: LanguageModel, state: ModelState, *, copy: bool = True):
         self._model = model
         self._memory, self._own_memory, self._logits = (torch.empty(0, 0) for _ in range(3))  # of `_bind`
         self._call = Decode()
-        self._bind(state)
+        self._bind(state, copy)
 
     @property
     def state(self) -> ModelState:
@@ -78,10 +79,10 @@ class NativeDecoder:
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """See `Decoder`."""
-        self._bind(self._state.select(rows))
+        self._bind(self._state.select(rows), copy=False)
 
-    def _bind(self, state: ModelState) -> None:
-        self._state = state.map(lambda x: x.detach().to(torch.float32, copy=True).contiguous())
+    def _bind(self, state: ModelState, copy: bool) -> None:
+        self._state = state.map(lambda x: x.detach().to(torch.float32, copy=copy).contiguous())
         rows = self._state.tensors()[0].shape[0]
         library = native()
         assert isinstance(library, Native)
@@ -115,10 +116,13 @@ class ModelDecoder:
 
 
 def decoder(model: LanguageModel, state: ModelState) -> Decoder:
-    """What is fastest for these rows: the native step on a CPU, a CUDA graph on a GPU, the model itself elsewhere."""
+    """What is fastest for these rows: the native step on a CPU, a CUDA graph on a GPU, the model itself elsewhere.
+
+    The state is given away: what decodes may write to it.
+    """
     rows = state.tensors()[0].shape[0]
     if refuses(model, rows) is None:
-        return NativeDecoder(model, state)
+        return NativeDecoder(model, state, copy=False)
     if isinstance(model, xLSTM | xLSTMLarge) and graph.refuses(model) is None:
         return graph.GraphDecoder(model, state)
     return ModelDecoder(model, state)

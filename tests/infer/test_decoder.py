@@ -89,6 +89,22 @@ def test_every_step_is_the_model(case: str, isa: library.Native, monkeypatch: py
 
 
 @needs_library
+@torch.no_grad()
+def test_a_state_is_held_twice_only_if_it_is_wanted() -> None:
+    model = model_of(CASES[0])
+    _, state = model(torch.randint(0, W, (2, 5)))
+    kept, token = state.clone(), torch.randint(0, W, (2,))
+    scores = [NativeDecoder(model, state).step(token)]
+    for mine, x in zip(state.tensors(), kept.tensors(), strict=True):
+        torch.testing.assert_close(mine, x, rtol=0, atol=0)  # copied, and so not written
+    native = decoders.decoder(model, state)
+    assert isinstance(native, NativeDecoder)
+    addresses = [x.data_ptr() for x in native._state.tensors()]
+    assert addresses == [x.data_ptr() for x in state.tensors()]  # given away
+    torch.testing.assert_close(native.step(token), scores[0], rtol=0, atol=0)
+
+
+@needs_library
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_bf16_weights_are_the_same_weights_in_fp32(case: str) -> None:

@@ -143,7 +143,7 @@ def _decode(setting: Setting, kind: str, B: int) -> None:
     kernels.trust("triton")
     with torch.no_grad():
         _, state = model(tokens[:, :PROMPT])
-        graph = GraphDecoder(model, state, lambda step: step) if setting.small else decoder(model, state)
+        graph = GraphDecoder(model, state, lambda step: step) if setting.small else decoder(model, state.clone())
         if not isinstance(graph, GraphDecoder) or graph.reason is not None:
             raise RuntimeError(f"not replayed: {getattr(graph, 'reason', type(graph).__name__)}")
         plain = ModelDecoder(model, state)
