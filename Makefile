@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RUN    ?= runs/demo
 TRITON ?= 3.9.0
 GPU_PYTHON ?= python3
-PEERS  := xlstm==2.0.6 mlstm_kernels==2.0.6 einops==0.8.2 omegaconf==2.4.0 dacite==1.9.2
+PEERS  := xlstm==2.0.6 mlstm_kernels==2.0.6 einops==0.8.2 omegaconf==2.4.0 dacite==1.9.2 xllamacpp==2026.10.11549
 
 .PHONY: demo test check bench gpu triton docs setup format clean
 

@@ -1,8 +1,9 @@
 """Decoding, a token at a time: the suite `generate` of `xlstm bench`.
 
     small    a NeurIPS model of 2M parameters beside the `step` of `xlstm` 2.0.6
-    large    about 400M parameters of the 7B architecture, in bf16, Q8_0 and Q4_0, beside transformers' xLSTM in bf16;
-             and eight rows of it, which share one reading of the matrices, beside one row
+    large    about 400M parameters of the 7B architecture, in bf16, Q8_0 and Q4_0, beside transformers' xLSTM in bf16
+             and a Llama in llama.cpp whose file is as large; and eight rows of it, which share one reading of the
+             matrices, beside one row
 
 Random weights. The native step is compared with the model itself first: the logits of the same weights. A token reads
 every matrix but the embedding once, and reads and writes the state; the ceiling is a read of memory beyond the caches.
@@ -13,12 +14,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openxlstm.bench import llama_cpp
 from openxlstm.bench.harness import OURS, Row, Side, check, measure, reading, relative
 from openxlstm.bench.peers import nx_model
 from openxlstm.checkpoint.convert import export
@@ -47,6 +50,8 @@ def run(runs: int, say: Callable[[str], None]) -> list[Row]:
         rows += after(position, runs)
     say("400M parameters: transformers")
     theirs = in_tree() if importlib.util.find_spec("transformers") else None
+    if (reason := llama_cpp.absent()) is not None:
+        say(reason)
     for kind in ("bf16", "q8_0", "q4_0"):
         say(f"400M parameters, {kind}")
         rows += large(kind, runs, theirs)
@@ -82,19 +87,27 @@ def after(position: int, runs: int) -> list[Row]:
 
 
 def large(kind: str, runs: int, theirs: Callable[[], object] | None) -> list[Row]:
-    """406M parameters, batch 1, and a batch of 8 beside it."""
-    torch.manual_seed(0)
-    model = xLSTMLarge(xLSTMLargeConfig(vocab_size=50_304, width=1024, blocks=24, heads=4)).eval()
-    if kind == "bf16":
-        model = model.bfloat16()
-    else:
-        quantise(model, kind)  # what is not a large matrix stays fp32, as in a GGUF file
+    """406M parameters, batch 1, a Llama as large, and a batch of 8."""
+    model = large_model(kind)
     case = f"a token, {model.config.label}, 406M parameters, batch 1, {kind}"
     sides = _ours(model, kind, case)
     if theirs is not None:
         sides.append(Side("transformers, bf16", theirs))
     rows = measure(case, sides, runs, work=read_by_a_token(model) / 1e9, unit="GB/s", ceiling=reading())
+    if llama_cpp.absent() is None:
+        native = NativeDecoder(model, model.empty_state(1))
+        rows += llama_cpp.beside(model.config.label, partial(native.step, torch.tensor([5])), kind, runs)
     return rows + (together(model, kind, runs) if refuses(model, ROWS) is None else [])
+
+
+def large_model(kind: str) -> xLSTMLarge:
+    """406M random parameters of the 7B architecture; what is not a large matrix stays fp32, as in a GGUF file."""
+    torch.manual_seed(0)
+    model = xLSTMLarge(xLSTMLargeConfig(vocab_size=50_304, width=1024, blocks=24, heads=4)).eval()
+    if kind == "bf16":
+        return model.bfloat16()
+    quantise(model, kind)
+    return model
 
 
 def together(model: xLSTMLarge, kind: str, runs: int) -> list[Row]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from openxlstm.kernels.cpu.library import native
 
-PEERS = ("xlstm", "mlstm_kernels", "transformers", "gguf")
+PEERS = ("xlstm", "mlstm_kernels", "transformers", "xllamacpp", "gguf")
 OURS = "openxlstm"
 EDGE = 1536  # of the square matrices whose product is the ceiling of arithmetic
 SPREAD = 1 << 30  # bytes of the read that is the ceiling of memory: more than three times a large L3

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from openxlstm.bench import generate, harness, kernels, page, train
+from openxlstm.bench import generate, harness, kernels, llama_cpp, page, train
 from openxlstm.bench.harness import OURS, Row, Side, check, measure
 from openxlstm.cli import main
 from openxlstm.models.xlstm_large import xLSTMLarge, xLSTMLargeConfig
@@ -101,6 +101,19 @@ def test_the_suites_run_and_the_verb_prints_them(monkeypatch, tmp_path) -> None:
     assert "mLSTM, B 1, H 2, T 128, K 16, V 24, bf16" in done.output
     found = json.loads(CliRunner().invoke(main, ["bench", "train", "--runs", "1", "--json"]).stdout)
     assert [row["side"] for row in found["suites"]["train"]] == [OURS, "xlstm, vanilla sLSTM"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(llama_cpp.absent() is not None, reason="xllamacpp is not installed")
+@pytest.mark.parametrize("kind", ["bf16", "q8_0", "q4_0"])
+def test_llama_cpp_reads_what_was_written_and_decodes_as_many_tokens(kind: str) -> None:
+    shape = llama_cpp.Shape(vocabulary=128, width=64, blocks=1, heads=4, kv_heads=2, feed_forward=96)
+    calls: list[int] = []
+    rows = llama_cpp.beside("a label", lambda: calls.append(1), kind, 1, 32, shape)
+    assert [row.side.split()[0] for row in rows] == [OURS, "llama.cpp"]
+    assert len(calls) == 2 * llama_cpp.TOKENS  # a round that does not count, and one that does
+    assert "2 of 4 heads" in rows[1].side
+    assert rows[1].median_ms > 0
 
 
 @pytest.mark.slow
