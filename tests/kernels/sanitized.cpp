@@ -201,6 +201,10 @@ int main() {
                     packed(isa, rows, blocks, 4 * out, XL_Q4_0, 18);
                 }
             }
+        for (int64_t blocks : {3, 9}) {  // a prompt
+            packed(isa, 141, blocks, 75, XL_Q8_0, 34);
+            packed(isa, 300, blocks, 48, XL_Q4_0, 18);
+        }
         for (const char *name : {"exp", "log1p", "tanh", "sigmoid"}) {
             auto x = numbers<float>(37), y = x;
             for (float &value : x) value = std::fabs(value);

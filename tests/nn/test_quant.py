@@ -161,6 +161,29 @@ def test_packed_rows_are_the_same_rows(kind, rows):
         pack(torch.zeros(2, 20, dtype=torch.uint8), "q4_1")
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_a_prompt_meets_packed_rows_as_exactly(kind):
+    """Rows, columns and widths that fill no tile, on one thread and on two; the error beside the sum of magnitudes."""
+    if not can_pack(kind):
+        pytest.skip("this machine does not multiply bytes")
+    blocks, want = stored(kind, 1003, 288)
+    packed = pack(blocks, kind)
+    x = torch.randn(300, 288)
+    exact, scale = x.double() @ want.double().T, x.abs().double() @ want.abs().double().T
+    y = quantized_linear(x, packed, kind, 288, 1003)
+    assert float(((y - exact).abs() / scale).max()) <= 3e-5
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(y, quantized_linear(x, packed, kind, 288, 1003))
+    finally:
+        torch.set_num_threads(1)
+    x[7, 3] = torch.nan
+    spoilt = quantized_linear(x, packed, kind, 288, 1003)
+    assert spoilt[7].isnan().all()
+    assert torch.equal(spoilt[:7], y[:7])
+    assert torch.equal(spoilt[8:], y[8:])
+
+
 def test_what_is_not_finite_stays_so_in_a_packed_product():
     if not can_pack("q8_0"):
         pytest.skip("this machine does not multiply bytes")

@@ -22,6 +22,7 @@ class Tiles {
     Tiles() {
         alignas(64) uint8_t shape[64] = {1};  // palette; bytes of a row from 16, rows from 48
         for (int tile = 0; tile < 8; ++tile) shape[16 + 2 * tile] = 64, shape[48 + tile] = SIDE;
+        asm volatile("" ::: "memory");  // some compilers take the configuration for 8 bytes and drop the others
         _tile_loadconfig(shape);
     }
     ~Tiles() { _tile_release(); }
