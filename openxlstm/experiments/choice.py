@@ -87,14 +87,21 @@ def paired(ours: Entry, theirs: Entry | None, metric: str) -> tuple[float, tuple
     return (statistics.fmean(both), numbers.over_seeds(both)) if both else None
 
 
-def holds(rule: Rule, found: Mapping[str, Entry], chance: float) -> bool | None:
-    """Whether a rule is met; None if there are too few runs to say."""
+def holds(rule: Rule, found: Mapping[str, Entry], chance: float, seeds: int) -> bool | None:
+    """Whether a rule is met; None if there are too few runs to say.
+
+    Args:
+        seeds: of the plan; what is asked of all seeds is not answered by the first ones.
+    """
     entry = found.get(rule.model)
     if entry is None:
         return None
     if rule.below is not None:
-        difference = paired(entry, found.get(rule.below), rule.metric)
-        return None if difference is None or difference[1] is None else difference[1][1] < 0
+        other = found.get(rule.below)
+        difference = paired(entry, other, rule.metric)
+        if other is None or difference is None or min(len(entry.lines), len(other.lines)) < seeds:
+            return None
+        return None if difference[1] is None else difference[1][1] < 0
     values = [scaled(value, chance) if rule.scaled else value for value in entry.values(rule.metric)]
     if rule.above_floor is not None:
         floor = found[FLOOR].mean(rule.metric) if FLOOR in found else None
@@ -102,18 +109,19 @@ def holds(rule: Rule, found: Mapping[str, Entry], chance: float) -> bool | None:
             return None
         rule = replace(rule, at_least=floor + rule.above_floor, above_floor=None)
     met = sum(_within(value, rule) for value in values)
-    wanted = rule.seeds or len(entry.lines)
-    if met >= wanted and values:
-        return True
-    return None if len(entry.lines) < rule.seeds else False
+    if rule.seeds:
+        return met >= rule.seeds or (None if len(entry.lines) < rule.seeds else False)
+    if met < len(entry.lines):
+        return False
+    return True if met >= seeds else None
 
 
 def verdict(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
     """One of VERDICTS, by the experiment's rules and nothing else."""
     rules = experiment.rules.get(profile, ())
     found = {entry.model: entry for entry in entries(lines)}
-    chance = experiment.profiles[profile].chance
-    answers = [holds(rule, found, chance) for rule in rules]
+    plan = experiment.profiles[profile]
+    answers = [holds(rule, found, plan.chance, len(plan.seeds)) for rule in rules]
     if not answers or all(answer is None for answer in answers):
         return "not attempted"
     if all(answer is True for answer in answers):

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from openxlstm.experiments.choice import Entry
 
 INK, GREY, FAINT = "#1f2933", "#7b8794", "#d9dee3"
-COLOURS = ("#d1495b", "#edae49", "#8d6a9f", "#3d7ea6", "#66a182", "#5c6b73", "#b07d62", "#00798c")
+COLOURS = (
+    "#d1495b", "#edae49", "#8d6a9f", "#3d7ea6", "#66a182", "#5c6b73", "#b07d62", "#00798c", "#2b2d42", "#a3b18a",
+)  # fmt: skip
 
 
 def over_length(title: str, found: Sequence[Entry], tests: Sequence[str], chance: float, under: str) -> Figure:
@@ -24,7 +28,7 @@ def over_length(title: str, found: Sequence[Entry], tests: Sequence[str], chance
     figure, axes = _empty(title, "tokens of the sample, up to", under)
     axes.set_xscale("log", base=2)
     ticks: set[int] = set()
-    for colour, entry in zip(COLOURS, found, strict=False):
+    for colour, entry in zip(cycle(COLOURS), found, strict=False):
         points = {upper: values for test in tests for upper, values in _by_length(entry, test).items()}
         ticks |= set(points)
         _band(axes, sorted(points), [points[upper] for upper in sorted(points)], colour, entry.label, entry.model)
@@ -38,7 +42,7 @@ def over_positions(title: str, found: Sequence[Entry], under: str) -> Figure:
     figure, axes = _empty(title, "position in the window, up to", under)
     axes.set_xscale("log", base=2)
     ticks: set[int] = set()
-    for colour, entry in zip(COLOURS, found, strict=False):
+    for colour, entry in zip(cycle(COLOURS), found, strict=False):
         points = _by_length(entry, "positions")
         ticks |= set(points)
         _band(axes, sorted(points), [points[upper] for upper in sorted(points)], colour, entry.label, entry.model)
@@ -51,7 +55,7 @@ def over_positions(title: str, found: Sequence[Entry], under: str) -> Figure:
 def over_tokens(title: str, found: Sequence[Entry], under: str) -> Figure:
     """Milliseconds of a token by how many were generated before it, from zero."""
     figure, axes = _empty(title, "tokens generated", under)
-    for colour, entry in zip(COLOURS, found, strict=False):
+    for colour, entry in zip(cycle(COLOURS), found, strict=False):
         points: dict[int, list[float]] = {}
         for line in entry.lines:
             for name, metric in line.metrics.items():
@@ -68,7 +72,7 @@ def over_tokens(title: str, found: Sequence[Entry], under: str) -> Figure:
 def over_steps(title: str, found: Sequence[Entry], unit: str, chance: float, under: str) -> Figure:
     """What validation said during training, in the plan's unit."""
     figure, axes = _empty(title, "steps", under)
-    for colour, entry in zip(COLOURS, found, strict=False):
+    for colour, entry in zip(cycle(COLOURS), found, strict=False):
         curves = [line.curve["validation"] for line in entry.lines if line.curve.get("validation")]
         if curves:
             steps = [int(step) for step in entry.lines[0].curve["step"]]
@@ -87,10 +91,11 @@ def over_steps(title: str, found: Sequence[Entry], unit: str, chance: float, und
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG for pages and as SVG for print."""
+    """As PNG for pages and as SVG for print, the same bytes for the same numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for kind in (".png", ".svg"):
-        figure.savefig(path.with_suffix(kind), metadata={"Date": None} if kind == ".svg" else None)
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        for kind in (".png", ".svg"):
+            figure.savefig(path.with_suffix(kind), metadata={"Date": None} if kind == ".svg" else None)
 
 
 def _by_length(entry: Entry, test: str) -> dict[int, list[float]]:
@@ -106,7 +111,7 @@ def _band(axes: Axes, x: Sequence[int], values: Sequence[Sequence[float]], colou
     if not x:
         return
     means = [sum(at) / len(at) for at in values]
-    said = label if label == model else f"{label} {model}"
+    said = f"{label} {model}" if not set(model) - set("ms") else label
     width = max(5.5 - 0.8 * len(axes.lines), 1.3)
     axes.plot(x, means, color=colour, marker="o", markersize=width + 1.7, linewidth=width, label=said)
     if max(map(len, values)) > 1:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from copy_task import EXPERIMENT, PLAN, Copy, line
 
-from openxlstm.experiments import choice, contestants, grid, numbers, report, results, solve
+from openxlstm.experiments import choice, contestants, grid, numbers, pictures, report, results, solve
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.plans import Plan, Rule
 from openxlstm.experiments.results import Line, Metric
@@ -226,6 +226,16 @@ def test_the_page_has_every_number_from_a_line_and_says_what_was_not_attempted(t
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"copy-smoke.png", "copy-smoke.svg"}
 
 
+def test_a_picture_has_every_contestant_and_is_the_same_when_made_again(tmp_path: Path) -> None:
+    models = ["m" * count for count in range(1, 13)]
+    lines = [line(model=model, metrics={"short, to 4": Metric(0.5, 9)}) for model in models]
+    for name in ("a", "b"):
+        figure = pictures.over_length("Copy", choice.entries(lines), ["short"], 0.1, "the command")
+        assert len(figure.axes[0].get_legend_handles_labels()[1]) == len(models)
+        pictures.save(figure, tmp_path / name / "copy")
+    assert (tmp_path / "a" / "copy.svg").read_bytes() == (tmp_path / "b" / "copy.svg").read_bytes()
+
+
 def test_a_rule_of_a_difference_needs_an_interval_below_zero() -> None:
     rule = Rule(model="mm", metric="short", below="ss")
     experiment = replace(EXPERIMENT, rules={"smoke": (rule,)})
@@ -240,6 +250,22 @@ def test_a_rule_of_a_difference_needs_an_interval_below_zero() -> None:
     assert choice.verdict(experiment, "smoke", lines([1.0, 2.0, 3.0], [1.1, 2.1, 3.1])) == "reproduced"
     assert choice.verdict(experiment, "smoke", lines([1.0, 2.0, 3.0], [1.1, 1.9, 3.1])) == "not"  # lower on average
     assert choice.verdict(experiment, "smoke", lines([1.0], [2.0])) == "not attempted"  # of one seed nothing is sure
+
+
+def test_the_first_seeds_do_not_answer_for_all() -> None:
+    every, below = Rule(model="ss", metric="short", at_least=0.9), Rule(model="ss", metric="short", below="mm")
+    plan = replace(PLAN, seeds=(0, 1, 2))
+
+    def said(rule: Rule, *values: float) -> str:
+        lines = [line(seed=seed, metrics={"short": Metric(value, 9)}) for seed, value in enumerate(values)]
+        lines += [line(model="mm", seed=seed, metrics={"short": Metric(2.0 + seed / 99, 9)}) for seed in range(3)]
+        return choice.verdict(replace(EXPERIMENT, profiles={"smoke": plan}, rules={"smoke": (rule,)}), "smoke", lines)
+
+    assert said(every, 0.95, 0.96) == "not attempted"
+    assert said(every, 0.95, 0.8) == "not"  # whatever the third will say
+    assert said(every, 0.95, 0.96, 0.97) == "reproduced"
+    assert said(below, 0.95, 0.96) == "not attempted"
+    assert said(below, 0.95, 0.96, 0.97) == "reproduced"
 
 
 def test_a_rule_above_the_floor_is_about_the_floor_that_was_measured() -> None:
