@@ -19,11 +19,10 @@ import os
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, final
@@ -42,6 +41,7 @@ from openxlstm.data.plan import Plan
 from openxlstm.data.records import LeftOut, documents
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.data.tokens import seal, write_atomically
+from openxlstm.data.workers import pool
 
 _BATCH = 512  # documents encoded at once
 
@@ -158,17 +158,15 @@ class Local(LocalPipelineExecutor):
             for rank in ranks:
                 self.run_task(rank)
             return
-        with ProcessPoolExecutor(self.workers, get_context("forkserver"), initializer=_begin_worker) as pool:
-            try:
-                for future in as_completed([pool.submit(self.run_task, rank) for rank in ranks]):
+        try:
+            with pool(self.workers, "forkserver", _begin_worker) as executor:
+                for future in as_completed([executor.submit(self.run_task, rank) for rank in ranks]):
                     future.result()
-            except BrokenProcessPool:
-                raise ValueError(
-                    "a worker was killed, most likely for lack of memory; the same command goes on, and fewer "
-                    "--workers need less"
-                ) from None
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        except BrokenProcessPool:
+            raise ValueError(
+                "a worker was killed, most likely for lack of memory; the same command goes on, and fewer "
+                "--workers need less"
+            ) from None
 
     def run_task(self, rank: int) -> None:
         """One task. What datatrove says on the way is in its log too."""

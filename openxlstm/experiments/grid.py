@@ -5,11 +5,10 @@ Runs do not know of each other, so they may go side by side, each on one thread:
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from openxlstm.data.workers import pool
 from openxlstm.experiments import contestants, generation, language, results, solve
 from openxlstm.experiments.choice import FLOOR
 from openxlstm.experiments.generation import GenerationPlan
@@ -175,14 +175,9 @@ def _finished(missing: Sequence[Run], jobs: int, work: Path) -> Iterator[Line]:
     if jobs == 1:
         yield from (once(run, work) for run in missing)
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
-        waiting = [pool.submit(once, run, work) for run in missing]
-        try:
-            for future in as_completed(waiting):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with pool(jobs, "spawn", _alone) as executor:
+        for future in as_completed([executor.submit(once, run, work) for run in missing]):
+            yield future.result()
 
 
 def _alone() -> None:
