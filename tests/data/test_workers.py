@@ -1,6 +1,6 @@
 """Workers end with the one that started them."""
 
-import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -12,89 +12,57 @@ import pytest
 
 from openxlstm.data.workers import pool
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PROGRAM = """if True:
     import sys
     from openxlstm.data.workers import pool
-    from tests_of_workers import busy, nothing
+    from tasks_of_workers import busy, begin
     if __name__ == "__main__":
-        with pool(2, "spawn", nothing) as executor:
-            list(executor.map(busy, [sys.argv[1], sys.argv[1]]))
+        with pool(2, sys.argv[1], begin) as executor:
+            list(executor.map(busy, 3 * [sys.argv[2]]))
 """
 TASKS = """if True:
-    import os, time
+    import os, signal, time
     from pathlib import Path
-    def nothing(): pass
+    def begin():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     def busy(folder):
         (Path(folder) / str(os.getpid())).touch()
         time.sleep(600)
 """
+PATIENCE = 60  # seconds
 
 
-def begin() -> None:
-    """What a worker does first."""
-
-
-def busy(folder: str) -> None:
-    (Path(folder) / str(os.getpid())).touch()
-    time.sleep(600)
-
-
-def working(folder: Path, count: int) -> list[int]:
-    """The processes that are busy, once there are so many."""
-    while len(found := [int(path.name) for path in folder.iterdir()]) < count:
-        time.sleep(0.02)
-    return found
-
-
-def end(processes: list[int]) -> bool:
-    """Whether they do, in a moment; a zombie, whose parent was killed too, has."""
-
-    def goes_on(process: int) -> bool:
-        try:
-            return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
-
-    for _ in range(1000):
-        if not any(map(goes_on, processes)):
-            return True
-        time.sleep(0.02)
-    return False
+def goes_on(process: int) -> bool:
+    """Whether a process is there; a zombie, whose parent was killed too, is not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_pool_works() -> None:
-    with pool(2, "spawn", begin) as executor:
+    with pool(2, "spawn", gc.collect) as executor:
         assert list(executor.map(abs, [-1, -2, 3])) == [1, 2, 3]
 
 
-def interrupted(method: str, folder: Path) -> list[int]:
-    """The workers of a pool that was interrupted."""
-    found = []
-    with contextlib.suppress(KeyboardInterrupt), pool(2, method, begin) as executor:  # type: ignore[arg-type]
-        for _ in range(3):
-            executor.submit(busy, str(folder))
-        found = working(folder, 2)
-        raise KeyboardInterrupt
-    return found
-
-
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_an_interruption_does_not_wait_for_what_workers_do(tmp_path: Path, method: str) -> None:
-    assert end(interrupted(method, tmp_path))
-
-
-@linux
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_of_a_killed_process_end_too(tmp_path: Path, number: int) -> None:
-    (tmp_path / "tests_of_workers.py").write_text(TASKS)
+def test_workers_do_not_outlive_the_one_that_started_them(tmp_path: Path, method: str, number: int) -> None:
+    """In the middle of what they do; they ignore Ctrl-C themselves."""
+    (tmp_path / "tasks_of_workers.py").write_text(TASKS)
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "busy").mkdir()
-    root = Path(__file__).parents[2]
-    surroundings = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
-    started = subprocess.Popen([sys.executable, tmp_path / "program.py", tmp_path / "busy"], env=surroundings)
-    found = working(tmp_path / "busy", 2)
+    surroundings = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{tmp_path}"}
+    command = [sys.executable, tmp_path / "program.py", method, tmp_path / "busy"]
+    started, until = subprocess.Popen(command, env=surroundings), time.monotonic() + PATIENCE
+    while len(found := [int(path.name) for path in (tmp_path / "busy").iterdir()]) < 2:
+        assert started.poll() is None, "it ended by itself"
+        assert time.monotonic() < until, "nobody works"
+        time.sleep(0.02)
     started.send_signal(number)
-    assert started.wait() == -number
-    assert end(found)
+    assert started.wait(PATIENCE) == -number
+    until = time.monotonic() + PATIENCE
+    while any(map(goes_on, found)):
+        assert time.monotonic() < until, f"{found} go on"
+        time.sleep(0.02)
