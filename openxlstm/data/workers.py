@@ -24,6 +24,9 @@ def pool(
     Args:
         method: how workers are started. By fork each would hold the lines of those before it open.
         begin: what a worker does first.
+
+    Raises:
+        BrokenProcessPool: by what was submitted, if a worker was killed.
     """
     context = get_context(method)
     theirs, ours = context.Pipe(duplex=False)
