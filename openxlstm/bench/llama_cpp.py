@@ -30,6 +30,7 @@ from openxlstm.bench.harness import OURS, Row, Side, measure
 
 PACKAGE = "xllamacpp"
 TOKENS = 16  # of a turn
+FLASH = {"off": (False,), "on": (True,), "both": (False, True)}
 BLOCKS = {"q8_0": (34, 127), "q4_0": (18, 8)}  # bytes of 32 weights, and the largest integer: their scale is 0.02 / it
 
 
@@ -111,8 +112,11 @@ def write(path: Path, kind: str, shape: Shape, longest: int) -> None:
     writer.close()
 
 
-def decoding(path: Path, shape: Shape, context: int) -> Callable[[], object]:
+def decoding(path: Path, shape: Shape, context: int, *, flash: bool) -> Callable[[], object]:
     """`TOKENS` tokens after `context` others, which are read once, here, and kept.
+
+    Args:
+        flash: fused attention, which llama.cpp has on by itself; on a CPU it is the slower one for a single token.
 
     Raises:
         ValueError: it decoded another number of tokens, or read the context again.
@@ -121,6 +125,8 @@ def decoding(path: Path, shape: Shape, context: int) -> Callable[[], object]:
     options = theirs.CommonParams()
     options.model.path = str(path)
     options.n_ctx, options.n_parallel, options.verbosity, options.warmup = context + 4 * TOKENS, 1, 0, False
+    fused = theirs.llama_flash_attn_type
+    options.flash_attn_type = fused.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else fused.LLAMA_FLASH_ATTN_TYPE_DISABLED
     options.cpuparams.n_threads = options.cpuparams_batch.n_threads = torch.get_num_threads()
     server = theirs.Server(options)
     prompt = [3 + position % (shape.vocabulary - 3) for position in range(context)]
@@ -137,9 +143,19 @@ def decoding(path: Path, shape: Shape, context: int) -> Callable[[], object]:
 
 
 def beside(
-    label: str, ours: Callable[[], object], kind: str, runs: int, context: int = 128, shape: Shape = PLAIN
+    label: str,
+    ours: Callable[[], object],
+    kind: str,
+    runs: int,
+    context: int = 128,
+    shape: Shape = PLAIN,
+    flash: Sequence[bool] = (False, True),
 ) -> list[Row]:
-    """Rows of a token: our step, and llama.cpp's in as large a file. A turn is `TOKENS` tokens of each."""
+    """Rows of a token: our step, and llama.cpp's in as large a file. A turn is `TOKENS` tokens of each.
+
+    Args:
+        flash: llama.cpp without fused attention, with it, or each as a side of its own.
+    """
     case = f"a token after {context:,}, {label} and Llama, 406M parameters each, batch 1, {kind}"
     with TemporaryDirectory() as folder:
         path = Path(folder) / "llama.gguf"
@@ -150,7 +166,9 @@ def beside(
                 ours()
 
         name = f"llama.cpp ({PACKAGE} {metadata.version(PACKAGE)}), {shape.kv_heads} of {shape.heads} heads"
-        sides = [Side(OURS, steps), Side(name, decoding(path, shape, context))]
+        theirs = {False: name, True: f"{name}, flash attention"}
+        sides = [Side(theirs[fused], decoding(path, shape, context, flash=fused)) for fused in flash]
+        sides.insert(0, Side(OURS, steps))
         return [_of_a_token(row) for row in measure(case, sides, runs)]
 
 
@@ -169,6 +187,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=("bf16", *BLOCKS), default=["q8_0"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[128])
     parser.add_argument("--grouped", action="store_true", help="four queries share a key and a value")
+    parser.add_argument(
+        "--flash", choices=FLASH, default="both", help="llama.cpp's fused attention (both: its context is read twice)"
+    )
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args(words)
     if (reason := absent()) is not None:
@@ -178,7 +199,7 @@ def main(words: Sequence[str] | None = None) -> None:
         model = large_model(kind)
         step = partial(NativeDecoder(model, model.empty_state(1)).step, torch.tensor([5]))
         for context in options.contexts:
-            rows = beside(model.config.label, step, kind, options.runs, context, shape)
+            rows = beside(model.config.label, step, kind, options.runs, context, shape, FLASH[options.flash])
             print(rows[0].case)
             for row in rows:
                 took = f"{row.median_ms:.2f} ms ({row.fastest_ms:.2f} to {row.slowest_ms:.2f})"

@@ -1,6 +1,6 @@
 """What every architecture of transformers that we compare with needs to stand in for one of our language models.
 
-The network is that of transformers, unchanged. What is ours is the border: documents of a packed row do not see each
+The network is that of transformers. What is ours is the border: documents of a packed row do not see each
 other, padding does not exist, and what has been read can be carried on from. It is trained, evaluated and sampled as
 our models are; it is no model of this library, so its files are those of transformers.
 

@@ -1,7 +1,8 @@
 """Mamba-2 and RWKV-4 behind the interface of our language models.
 
 Dao and Gu 2024, arXiv:2405.21060; Peng et al. 2023, arXiv:2305.13048. The implementations are `Mamba2ForCausalLM` and
-`RwkvForCausalLM` of transformers, on whatever kernels it finds; without any, on plain PyTorch, RWKV-4 token by token.
+`RwkvForCausalLM` of transformers, on whatever kernels it finds for Mamba-2, else on plain PyTorch; RWKV-4's loop over
+tokens is replaced by an equal scan.
 
 Neither network knows `reset` or `mask`. Every document of a row becomes a row of its own (`nn.documents`), which is
 exact for whatever is causal. Their own states are of no use to that, because padding on the right would enter them.
@@ -12,6 +13,7 @@ S tokens seen so far and now, D width, U inner width, H heads, N state per chann
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -23,6 +25,7 @@ from transformers import Mamba2ForCausalLM, RwkvForCausalLM
 from transformers import RwkvConfig as HuggingFaceRwkvConfig
 
 from openxlstm.hf.compared import Compared, History
+from openxlstm.hf.rwkv_scan import ScannedAttention
 from openxlstm.models import checks
 from openxlstm.nn.documents import Documents
 
@@ -203,7 +206,7 @@ class RWKV4Config:
 
 @final
 class RWKV4(Compared):
-    """transformers' RwkvForCausalLM as a `LanguageModel`. Its sums over time are fp32 whatever the weights are."""
+    """transformers' RwkvForCausalLM as a `LanguageModel`. Its sums over time are at least fp32."""
 
     def __init__(self, config: RWKV4Config) -> None:
         network = RwkvForCausalLM(
@@ -222,6 +225,16 @@ class RWKV4(Compared):
             )
         )
         super().__init__(config, network)
+        self._scan()
+
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """The weights that `save` wrote."""
+        super().restore(folder)
+        self._scan()
+
+    def _scan(self) -> None:
+        for block in self.layers():
+            block.attention.__class__ = ScannedAttention  # the same weights, names and draws, another `forward`
 
     def layers(self) -> nn.ModuleList:
         """The network's blocks."""

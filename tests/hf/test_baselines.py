@@ -25,7 +25,7 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "mamba2": (Mamba2Config, Mamba2),
     "rwkv4": (RWKV4Config, RWKV4),
 }
-CLOSE = {"llama": 1e-10, "mamba2": 1e-4, "rwkv4": 1e-4}  # the last two compute in fp32 whatever the weights are
+CLOSE = {"llama": 1e-10, "mamba2": 1e-4, "rwkv4": 1e-10}  # Mamba-2 computes in fp32 whatever the weights are
 
 
 @pytest.fixture(params=SMALL)
@@ -40,7 +40,7 @@ def model(name: str) -> Any:
     built = build(config(vocab_size=31, **SMALL[name]))
     for key, weight in built.named_parameters():
         torch.nn.init.normal_(weight, std=0.3) if weight.ndim > 1 and key.endswith("weight") else None
-    return built.double().eval() if name == "llama" else built.eval()
+    return built.eval() if name == "mamba2" else built.double().eval()
 
 
 def test_packed_documents_are_separate_documents(model: Any, name: str) -> None:
