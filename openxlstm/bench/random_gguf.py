@@ -3,6 +3,7 @@
     python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --quant q8_0
     python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --load      # and what loading it and a step of it take
     python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --load --tokens 100000  # and a step after that many
+    python -m openxlstm.bench.random_gguf xlstm-7b big.gguf --load --tokens 100000 --reader bf16    # read in bf16
 
 Weights are drawn as the initialisation table of the 7B architecture has them in size, gates and biases included, so
 that activations stay finite; a model of such weights writes noise. The tokenizer inside is the byte tokenizer.
@@ -76,7 +77,9 @@ def _drawn(name: str, like: Tensor, config: Own, seed: int, repeat: bool) -> Cal
 EARLY = 100  # tokens after which a step is compared with a later one
 
 
-def measure_load(path: Path, rounds: int = 12, tokens: int | None = None) -> dict[str, float]:
+def measure_load(
+    path: Path, rounds: int = 12, tokens: int | None = None, reader: torch.dtype | None = None
+) -> dict[str, float]:
     """What a file takes to load and a token to decode: seconds, the share of what reading memory alone would take, and
     the process's peak of memory over the file.
 
@@ -86,6 +89,9 @@ def measure_load(path: Path, rounds: int = 12, tokens: int | None = None) -> dic
     Args:
         tokens: also read so many, and time a step after them in turn with a step after the first hundred: each of
             the two decoders has a state of its own, so that the minutes between are no part of the comparison.
+        reader: they are read by an ordinary model of this dtype, made of the same file beside it. Where a processor has
+            tiles, bf16 reads several times as fast as a file's blocks do. What is remembered is rounded a little
+            differently then; what a step costs does not depend on it.
 
     Raises:
         ValueError: it cannot be loaded, or `tokens` are no more than that hundred.
@@ -103,7 +109,7 @@ def measure_load(path: Path, rounds: int = 12, tokens: int | None = None) -> dic
     rows = measure("a token", [Side(OURS, lambda: decode.step(token))], rounds, work=work, ceiling=reading())
     seconds, share = rows[0].median_ms / 1e3, rows[0].of_ceiling
     assert share is not None, "there is a ceiling"
-    later = {} if tokens is None else compare_later(model, tokens, rounds)
+    later = {} if tokens is None else compare_later(model, tokens, rounds, path, reader)
     return {
         "load_seconds": loaded - started, "first_token_seconds": first - loaded, "seconds_per_token": seconds,
         "of_read_bandwidth": share, "file_bytes": size, "peak_bytes": peak, "peak_over_file": peak / size,
@@ -111,7 +117,9 @@ def measure_load(path: Path, rounds: int = 12, tokens: int | None = None) -> dic
     }  # fmt: skip
 
 
-def compare_later(model: LanguageModel, tokens: int, rounds: int) -> dict[str, float]:
+def compare_later(
+    model: LanguageModel, tokens: int, rounds: int, path: Path, reader: torch.dtype | None
+) -> dict[str, float]:
     """A step after `tokens` and one after the first hundred, in turn: seconds, and the first over the second.
 
     The tokens between are drawn, and read like a prompt, a piece at a time: a hundred thousand single steps of a 7B
@@ -123,11 +131,13 @@ def compare_later(model: LanguageModel, tokens: int, rounds: int) -> dict[str, f
         token = decode.step(token).argmax(-1)
     early, state = NativeDecoder(model, decode.state), decode.state
     between = torch.randint(model.config.vocab_size, (1, tokens - EARLY), generator=torch.Generator().manual_seed(0))
+    reads = model if reader is None else gguf.load(path, device="cpu", dtype=reader)
     with torch.no_grad():
         for done in range(0, tokens - EARLY, PIECE):
-            _, state = model.features(between[:, done : done + PIECE], state)
+            _, state = reads.features(between[:, done : done + PIECE], state)
             print(f"\r{min(done + PIECE + EARLY, tokens):,} of {tokens:,} tokens", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+    del reads
     late = NativeDecoder(model, state, copy=False)
     sides = [Side(OURS, lambda: late.step(token)), Side("early", lambda: early.step(token))]
     later, soon = measure("a token", sides, rounds)
@@ -159,9 +169,11 @@ def main() -> None:
     parser.add_argument("--quant", choices=("q8_0", "q4_0", "q4_1", "bf16", "f32"), default="q8_0")
     parser.add_argument("--load", action="store_true", help="load what is there already, and measure that")
     parser.add_argument("--tokens", type=int, help="with --load: also time a step after so many tokens")
+    parser.add_argument("--reader", choices=("fp32", "bf16"), help="with --tokens: who reads those before that step")
     options = parser.parse_args()
     if options.load:
-        for name, value in measure_load(options.target, tokens=options.tokens).items():
+        reader = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.reader]
+        for name, value in measure_load(options.target, tokens=options.tokens, reader=reader).items():
             print(f"{name:18} {value:,.3f}")
         return
     started = time.perf_counter()

@@ -112,11 +112,12 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments, sentence, place, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("reader", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config", [CONFIG, LARGE], ids=["xlstm", "large"])
-def test_a_file_of_random_weights_loads_and_computes(config, tmp_path):
+def test_a_file_of_random_weights_loads_and_computes(config, reader, tmp_path):
     report = random_gguf.write_random(config, tmp_path / "m.gguf", "q4_0")
     assert report.tokenizer
-    found = random_gguf.measure_load(tmp_path / "m.gguf", rounds=2, tokens=102)
+    found = random_gguf.measure_load(tmp_path / "m.gguf", rounds=2, tokens=102, reader=reader)
     assert found["file_bytes"] == report.bytes
     assert found["later_over_earlier"] == found["seconds_after_102"] / found["seconds_after_100"]
     with pytest.raises(ValueError, match="tokens=100 must be more than 100"):
