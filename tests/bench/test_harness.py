@@ -110,10 +110,13 @@ def test_llama_cpp_reads_what_was_written_and_decodes_as_many_tokens(kind: str) 
     shape = llama_cpp.Shape(vocabulary=128, width=64, blocks=1, heads=4, kv_heads=2, feed_forward=96)
     calls: list[int] = []
     rows = llama_cpp.beside("a label", lambda: calls.append(1), kind, 1, 32, shape)
-    assert [row.side.split()[0] for row in rows] == [OURS, "llama.cpp"]
+    assert [row.side.split()[0] for row in rows] == [OURS, "llama.cpp", "llama.cpp"]
+    assert ["flash attention" in row.side for row in rows] == [False, False, True]
     assert len(calls) == 2 * llama_cpp.TOKENS  # a round that does not count, and one that does
-    assert "2 of 4 heads" in rows[1].side
-    assert rows[1].median_ms > 0
+    assert all("2 of 4 heads" in row.side and row.median_ms > 0 for row in rows[1:])
+    calls.clear()
+    alone = llama_cpp.beside("a label", lambda: calls.append(1), kind, 1, 32, shape, flash=(False,))
+    assert [row.side for row in alone] == [row.side for row in rows[:2]]
 
 
 @pytest.mark.slow
