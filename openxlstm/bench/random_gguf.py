@@ -123,7 +123,7 @@ def compare_later(
     """A step after `tokens` and one after the first hundred, in turn: seconds, and the first over the second.
 
     The tokens between are drawn, and read like a prompt, a piece at a time: a hundred thousand single steps of a 7B
-    model are four hours. Where it is, is said on standard error.
+    model are four hours. Where it is, is said on standard error. `path` and `reader` as in `measure_load`.
     """
     decode = NativeDecoder(model, model.empty_state(1))
     token = torch.tensor([1])
@@ -171,6 +171,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="with --load: also time a step after so many tokens")
     parser.add_argument("--reader", choices=("fp32", "bf16"), help="with --tokens: who reads those before that step")
     options = parser.parse_args()
+    if options.tokens is not None and not options.load:
+        parser.error(f"--tokens {options.tokens} is about a file that is there: it needs --load")
+    if options.reader is not None and options.tokens is None:
+        parser.error(f"--reader {options.reader} says who reads tokens: it needs --tokens")
     if options.load:
         reader = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.reader]
         for name, value in measure_load(options.target, tokens=options.tokens, reader=reader).items():

@@ -127,6 +127,22 @@ def test_a_file_of_random_weights_loads_and_computes(config, reader, tmp_path):
     assert logits.std() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--tokens", "200"], "--tokens 200 is about a file that is there: it needs --load"),
+        (["--load", "--reader", "bf16"], "--reader bf16 says who reads tokens: it needs --tokens"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, sentence, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "m.gguf"
+    monkeypatch.setattr("sys.argv", ["random_gguf", "xlstm-7b", str(target), *options])
+    with pytest.raises(SystemExit):
+        random_gguf.main()
+    assert sentence in capsys.readouterr().err
+    assert not target.exists()
+
+
 PEAK = """
 import sys
 from pathlib import Path
