@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -119,3 +120,10 @@ def unchanged(*tensors: Tensor) -> Iterator[None]:
 
 def storages(*tensors: Tensor) -> set[int]:
     return {x.untyped_storage().data_ptr() for x in tensors}
+
+
+def refused(call: Callable[..., object], *arguments: object, **options: object) -> str:
+    """The sentence of the ValueError with which a call refuses."""
+    with pytest.raises(ValueError) as error:
+        call(*arguments, **options)
+    return str(error.value)

@@ -17,6 +17,7 @@ from checkpoint.peers import awake
 from gguf import GGUFReader
 from gguf.quants import dequantize as oracle
 from models.small_models import tokens
+from support import refused
 
 import openxlstm as ox
 from openxlstm.checkpoint import gguf, gguf_write
@@ -177,12 +178,6 @@ def test_a_foreign_layout_is_quantised_too(tmp_path):
     to_gguf(folder_of(model, tmp_path / "ours"), tmp_path / "b.gguf", quant="q4_1")
     x = tokens(1, 9)
     assert torch.equal(ox.load(tmp_path / "a.gguf")(x)[0], ox.load(tmp_path / "b.gguf")(x)[0])
-
-
-def refused(function, *arguments, **options):
-    with pytest.raises(ValueError) as caught:
-        function(*arguments, **options)
-    return str(caught.value)
 
 
 def test_arguments(tmp_path):

@@ -1,5 +1,6 @@
 """What the tests of train/ share: a corpus of a few kilobytes and a recipe that runs on it in a second."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,3 +70,16 @@ def train_small(recipe_file: Path, cache: Path) -> Callable[..., str]:
         return train(recipe, tokenizer, folder, cache, Silent(), lambda model, tokenizer: "a sample ``` of text")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., str]) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_small(folder) == "done"
+    return folder
+
+
+@pytest.fixture
+def whole(tmp_path: Path, trained: Path) -> Path:
+    """A run that nothing interrupted; a copy that the test may spoil."""
+    return shutil.copytree(trained, tmp_path / "whole")

@@ -4,18 +4,17 @@ What the processes do is in rank_program.py. Here are the runs of one process th
 judgement of what they wrote down.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from train import ranks
 
 pytestmark = pytest.mark.slow  # two launches, under a minute together on two cores that are free
 
@@ -54,21 +53,11 @@ TWO = (
 FOUR = ("gradients_hsdp", "continue_as_four")
 
 
-def load_program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rank_program", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ranks = load_program()
-
-
 def launch(folder: Path, processes: int, checks: tuple[str, ...]) -> str:
     """What torchrun said. Its exit status is not judged: the results are."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    paths = os.pathsep.join(str(Path(__file__).parents[up]) for up in (2, 1))  # openxlstm, and what tests share
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [*command, str(PROGRAM), str(folder), *checks], env=environment, capture_output=True, text=True, timeout=240
     )
