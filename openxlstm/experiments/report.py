@@ -73,6 +73,12 @@ def _page(
             yield f"| [{name}](#{name}) | {profile} | {len(mine)} | {said(experiment, profile, mine)} |"
         if not profiles:
             yield f"| {name} | | 0 | not attempted |"
+    for profile in PROFILES:  # runs that stand in several tables count once
+        runs = {line.key: line for (_, own), mine in found.items() if own == profile for line in mine}
+        trained = [line for line in runs.values() if line.model != FLOOR]
+        if trained:
+            yield ""
+            yield f"Profile {profile}, all together: {len(trained):,} runs, {_took(trained)}."
     if stale:
         yield ""
         yield f"{stale} further lines are of plans that have changed since they were measured; they are not shown."
@@ -186,9 +192,9 @@ def _provenance(experiment: Experiment, profile: str, lines: Sequence[Line]) -> 
 
 
 def _took(lines: Sequence[Line]) -> str:
-    """How long, on clocks and on processors."""
+    """How long, on processors, and on clocks as if no run had had another beside it."""
     wall, cpu = sum(line.wall_s for line in lines), sum(line.cpu_s for line in lines)
-    return f"{cpu / 3600:.1f} hours of one core ({wall / 3600:.1f} by the clock)"
+    return f"{cpu / 3600:.1f} hours of one core ({wall / 3600:.1f} by the clock, added up)"
 
 
 def _draw(experiment: Experiment, profile: str, found: Sequence[Entry], folder: Path) -> str:

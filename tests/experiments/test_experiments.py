@@ -16,6 +16,7 @@ from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.plans import Plan, Rule
 from openxlstm.experiments.results import Line, Metric
 from openxlstm.tasks.base import NOT_ASKED, answered, batch, collate, generator, scaled
+from openxlstm.tasks.formal import Formal
 from openxlstm.tasks.matching import non_embedding_parameters
 
 SIZES = contestants.Sizes(width=16, blocks=2, heads=2, vocab_size=4)
@@ -105,10 +106,32 @@ def test_weights_depend_on_the_seed_and_on_nothing_else() -> None:
 def test_the_loss_is_what_one_sample_after_the_other_gives() -> None:
     model = contestants.enter("sm", SIZES, "ss", 0)[0].double()
     found = batch(Copy(), "train", 0, range(5))
-    together, asked = solve._loss(model, found)
-    apart = sum(solve._loss(model, batch(Copy(), "train", 0, [index]))[0] for index in range(5))
-    assert asked == 5
+    together = solve._loss(model, found)
+    apart = sum(solve._loss(model, batch(Copy(), "train", 0, [index])) for index in range(5))
     assert together.item() == pytest.approx(apart.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cycle-nav", "reverse-string"])
+def test_portions_of_a_batch_train_as_the_whole_would(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp64. Reverse-string asks as often as a sample is long, so a mean of means would be another loss."""
+    task, ends = Formal(name, (3, 20)), {}
+    sizes = replace(SIZES, vocab_size=task.vocab_size)
+    for at_once in (10_000, 100, 1):
+        monkeypatch.setattr(solve, "LEARNED_AT_ONCE", at_once)
+        model = contestants.enter("sm", sizes, "ss", 0)[0].double()
+        done = solve.train(model, task, solve.Budget(steps=4, batch=16), 1e-2)
+        ends[at_once] = [*done.curve["loss"], *(part.sum().item() for part in model.parameters()), done.tokens]
+    assert ends[100] == pytest.approx(ends[10_000], rel=1e-8)
+    assert ends[1] == pytest.approx(ends[10_000], rel=1e-8)
+
+
+def test_a_portion_holds_every_sample_once_and_those_of_like_length() -> None:
+    samples = [Formal("parity", (3, 40)).sample("train", 0, index) for index in range(50)]
+    for at_once, count in ((10_000, 1), (1_000, 2), (1, 50)):
+        portions = solve._portions(samples, at_once)
+        assert len(portions) == count
+        lengths = torch.cat([found.exists.sum(1) for found in portions]).tolist()
+        assert lengths == sorted((len(one.inputs) for one in samples), reverse=True)
 
 
 def test_training_repeats_bit_for_bit() -> None:
@@ -224,6 +247,13 @@ def test_the_page_has_every_number_from_a_line_and_says_what_was_not_attempted(t
     assert "0.800 (" in said
     assert "1 further lines are of plans that have changed" in said
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"copy-smoke.png", "copy-smoke.svg"}
+
+
+def test_the_page_adds_up_what_the_runs_took_and_counts_those_in_two_tables_once(tmp_path: Path) -> None:
+    lines = [line(seed=seed, wall_s=5400.0, cpu_s=3600.0) for seed in (1, 2)] + [line(model="floor", cpu_s=3600.0)]
+    views = {"copy": EXPERIMENT, "view": replace(EXPERIMENT, name="view", runs_of="copy")}
+    said = report.page(views, lines, tmp_path / "images", "the command")
+    assert "Profile smoke, all together: 2 runs, 2.0 hours of one core (3.0 by the clock, added up)." in said
 
 
 def test_a_picture_has_every_contestant_and_is_the_same_when_made_again(tmp_path: Path) -> None:
