@@ -266,6 +266,31 @@ def test_a_picture_has_every_contestant_and_is_the_same_when_made_again(tmp_path
     assert (tmp_path / "a" / "copy.svg").read_bytes() == (tmp_path / "b" / "copy.svg").read_bytes()
 
 
+@pytest.mark.parametrize(("ends", "panels"), [((1.7, 1.8, 4.4), 2), ((1.7, 1.8), 1), ((1.7, 4.4), 1), ((1.7,), 1)])
+def test_bits_get_a_second_panel_where_one_is_so_far_off_that_the_others_are_one_line(
+    ends: tuple[float, ...], panels: int
+) -> None:
+    models = ["m" * count for count in range(1, len(ends) + 1)]
+    lines = [
+        line(
+            model=model,
+            curve={"step": [10.0, 20.0], "validation": [end + 1, end]},
+            metrics={"positions, to 32": Metric(end, 9)},
+        )
+        for model, end in zip(models, ends, strict=True)
+    ]
+    found = choice.entries(lines)
+    for figure in (
+        pictures.over_steps("Text", found, "bits per byte", 8.0, "the command"),
+        pictures.over_positions("Text", found, "the command"),
+    ):
+        assert len(figure.axes) == panels
+        assert all(len(axes.lines) == len(ends) for axes in figure.axes)
+        low, high = figure.axes[-1].get_ylim()
+        assert low < 1.7 <= max(end for end in ends if panels == 1 or end < 2) < high
+        assert panels == 1 or high < 4.4
+
+
 def test_a_rule_of_a_difference_needs_an_interval_below_zero() -> None:
     rule = Rule(model="mm", metric="short", below="ss")
     experiment = replace(EXPERIMENT, rules={"smoke": (rule,)})
