@@ -111,8 +111,9 @@ def _by_name(entry: Entry, pattern: str) -> Points:
 def _by_step(entry: Entry) -> Points:
     found: Points = {}
     for line in entry.lines:
-        for step, value in zip(line.curve.get("step", ()), line.curve.get("validation", ()), strict=False):
-            found.setdefault(int(step), []).append(value)
+        if validation := line.curve.get("validation"):
+            for step, value in zip(line.curve["step"], validation, strict=True):
+                found.setdefault(int(step), []).append(value)
     return found
 
 

@@ -57,7 +57,8 @@ def _rows(experiments: Mapping[str, Experiment], lines: Sequence[Line]) -> Itera
             ours = next((model for model in (*reversed(experiment.order), *plan.models) if model in found), None)
             values = [_value(found.get(model or ""), plan) for model in (ours, *BESIDE)]
             said = choice.said(experiment, profile, mine)
-            asked = plan.headline if plan.unit == "ms" else f"{plan.headline}, {plan.unit}"  # a ratio has no unit
+            plain = plan.unit in ("ms", plan.headline)  # a ratio has no unit, and "accuracy" is its own
+            asked = plan.headline if plain else f"{plan.headline}, {plan.unit}"
             yield [f"[{name}](docs/reproduction.md#{name}), {profile}", asked, *values, said]
 
 
