@@ -242,6 +242,7 @@ def _extrapolation(corpus: str) -> Experiment:
         claims=(Claim(text="figure only: 1.3B parameters, trained at 2,048 tokens and tested to 16,384; the perplexity "
                       "of xLSTM stays low, that of the others rises", source="arXiv:2405.04517, Fig. 7"),),
         profiles=plans, rules={"smoke": smoke, "cpu": holds}, picture="positions", runs_of=f"language-{corpus}",
+        asks=language.RISE,
     )  # fmt: skip
 
 

@@ -116,12 +116,16 @@ def holds(rule: Rule, found: Mapping[str, Entry], chance: float, seeds: int) -> 
     return True if met >= seeds else None
 
 
-def verdict(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
-    """One of VERDICTS, by the experiment's rules and nothing else."""
-    rules = experiment.rules.get(profile, ())
+def judged(experiment: Experiment, profile: str, lines: Sequence[Line]) -> list[tuple[Rule, bool | None]]:
+    """Every rule of a profile, and whether it is met; None: too few runs to say."""
     found = {entry.model: entry for entry in entries(lines)}
     plan = experiment.profiles[profile]
-    answers = [holds(rule, found, plan.chance, len(plan.seeds)) for rule in rules]
+    return [(rule, holds(rule, found, plan.chance, len(plan.seeds))) for rule in experiment.rules.get(profile, ())]
+
+
+def verdict(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
+    """One of VERDICTS, by the experiment's rules and nothing else."""
+    answers = [answer for _, answer in judged(experiment, profile, lines)]
     if not answers or all(answer is None for answer in answers):
         return "not attempted"
     if all(answer is True for answer in answers):

@@ -208,6 +208,16 @@ class Experiment:
     picture: str = "length"  # what is drawn: scores over "length", validation over "steps", loss over "positions"
     runs_of: str = ""  # another experiment whose runs this one looks at, with other rules
     order: tuple[str, ...] = ()  # of contestants, each compared with the one before it; without: with the first
+    asks: str = ""  # the metric that its question is about; without: the one by which the plan chooses rates
+
+    def headline(self, profile: str) -> str:
+        """The metric that stands for all where there is room for one."""
+        return self.asks or self.profiles[profile].headline
+
+    def metrics(self, profile: str) -> tuple[str, ...]:
+        """What stands in a table: what is asked first, if it is named."""
+        others = (name for name in self.profiles[profile].metrics if name != self.asks)
+        return (self.asks, *others) if self.asks else tuple(others)
 
     def reading(self, profile: str, folder: str) -> Experiment:
         """The same experiment, of which a profile reads the files in `folder`.

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from openxlstm.experiments.choice import FLOOR, Entry, entries, paired, said
-from openxlstm.experiments.plans import PROFILES, Experiment, Plan
+from openxlstm.experiments.choice import FLOOR, Entry, entries, judged, paired, said
+from openxlstm.experiments.plans import PROFILES, Experiment, Plan, Rule
 from openxlstm.experiments.results import Line
 from openxlstm.tasks import intervals
 
 SOLVED = 0.95  # a seed counts as having solved a task at this accuracy
+MET = {True: "Met", False: "Not met", None: "Too few runs to say"}
 
 
 def page(experiments: Mapping[str, Experiment], lines: Sequence[Line], pictures: Path, command: str) -> str:
@@ -99,7 +100,9 @@ def _section(experiment: Experiment, profiles: Mapping[str, list[Line]], picture
     for profile, lines in profiles.items():
         yield ""
         yield f"**Profile {profile}**: {said(experiment, profile, lines)}."
-        yield from _rules(experiment, profile)
+        yield ""
+        for rule, met in judged(experiment, profile, lines):
+            yield f"* {MET[met]}: {_rule(rule)}"
         yield ""
         yield from _table(experiment, profile, entries(lines))
         skipped = [line for line in lines if line.skipped]
@@ -112,24 +115,21 @@ def _section(experiment: Experiment, profiles: Mapping[str, list[Line]], picture
         yield _provenance(experiment, profile, lines)
 
 
-def _rules(experiment: Experiment, profile: str) -> Iterator[str]:
-    for rule in experiment.rules.get(profile, ()):
-        bound = f"at least {rule.at_least}" if rule.at_least is not None else f"at most {rule.at_most}"
-        if rule.above_floor is not None:
-            bound = f"at least {rule.above_floor} more than the best rule without a model"
-        seeds = f"in {rule.seeds} seeds or more" if rule.seeds else "in all seeds"
-        kind = "scaled " if rule.scaled else ""
-        if rule.below is not None:
-            yield f"Rule: *{rule.metric}* of `{rule.model}` is below that of `{rule.below}`, surely (paired, 95 %)."
-            continue
-        yield f"Rule: `{rule.model}` reaches {kind}*{rule.metric}* of {bound} {seeds}."
+def _rule(rule: Rule) -> str:
+    if rule.below is not None:
+        return f"*{rule.metric}* of `{rule.model}` is below that of `{rule.below}`, surely (paired, 95 %)."
+    bound = f"at least {rule.at_least}" if rule.at_least is not None else f"at most {rule.at_most}"
+    if rule.above_floor is not None:
+        bound = f"at least {rule.above_floor} more than the best rule without a model"
+    seeds = f"in {rule.seeds} seeds or more" if rule.seeds else "in all seeds"
+    return f"`{rule.model}` reaches {'scaled ' if rule.scaled else ''}*{rule.metric}* of {bound} {seeds}."
 
 
 def _table(experiment: Experiment, profile: str, found: Sequence[Entry]) -> Iterator[str]:
     plan = experiment.profiles[profile]
     ordered = sorted(found, key=lambda entry: experiment.order.index(entry.model)) if experiment.order else found
     exact, text = plan.unit == "accuracy", plan.unit == "bits per byte"
-    shown = [name for name in plan.metrics if any(entry.values(name) for entry in found)]
+    shown = [name for name in experiment.metrics(profile) if any(entry.values(name) for entry in found)]
     last = ["solved"] if exact else [f"{shown[0]}, less {'the row above' if experiment.order else 'the first'}"]
     columns = ["", "parameters", "rate", "seeds", *shown, *(last if exact or text else [])]
     yield "| " + " | ".join(columns) + " |"

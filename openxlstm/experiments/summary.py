@@ -1,6 +1,6 @@
 """What README shows of the results: a row per experiment, between two marks, written and never typed.
 
-A row has the metric by which the rate is chosen, of the first contestant and of those that everybody knows, at the rate
+A row has the metric that its question is about, of the first contestant and of those that everybody knows, at the rate
 that validation chose: no best of several, nothing that a reader would have to look for.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openxlstm.experiments import choice
 from openxlstm.experiments.choice import FLOOR, Entry
-from openxlstm.experiments.plans import AnyPlan, Experiment
+from openxlstm.experiments.plans import Experiment
 from openxlstm.experiments.report import lines_of
 from openxlstm.experiments.results import Line
 
@@ -55,16 +55,17 @@ def _rows(experiments: Mapping[str, Experiment], lines: Sequence[Line]) -> Itera
                 continue
             found = {entry.model: entry for entry in choice.entries(mine)}
             ours = next((model for model in (*reversed(experiment.order), *plan.models) if model in found), None)
-            values = [_value(found.get(model or ""), plan) for model in (ours, *BESIDE)]
+            headline = experiment.headline(profile)
+            values = [_value(found.get(model or ""), headline) for model in (ours, *BESIDE)]
             said = choice.said(experiment, profile, mine)
-            plain = plan.unit in ("ms", plan.headline)  # a ratio has no unit, and "accuracy" is its own
-            asked = plan.headline if plain else f"{plan.headline}, {plan.unit}"
+            plain = plan.unit in ("ms", headline)  # a ratio has no unit, and "accuracy" is its own
+            asked = headline if plain else f"{headline}, {plan.unit}"
             yield [f"[{name}](docs/reproduction.md#{name}), {profile}", asked, *values, said]
 
 
-def _value(entry: Entry | None, plan: AnyPlan) -> str:
+def _value(entry: Entry | None, metric: str) -> str:
     """Mean over seeds, and of how many."""
-    mean = None if entry is None else entry.mean(plan.headline)
+    mean = None if entry is None else entry.mean(metric)
     if entry is None or mean is None:
         return "–"
     return f"{mean:.3f}" if entry.is_floor else f"{mean:.3f} ({len(entry.lines)})"

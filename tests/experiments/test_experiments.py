@@ -11,7 +11,7 @@ import pytest
 import torch
 from copy_task import EXPERIMENT, PLAN, Copy, line
 
-from openxlstm.experiments import choice, contestants, grid, numbers, pictures, report, results, solve
+from openxlstm.experiments import choice, contestants, grid, numbers, pictures, report, results, solve, summary
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.plans import Plan, Rule
 from openxlstm.experiments.results import Line, Metric
@@ -245,6 +245,7 @@ def test_the_page_has_every_number_from_a_line_and_says_what_was_not_attempted(t
     assert "| [copy](#copy) | smoke | 2 | not |" in said
     assert "| never | | 0 | not attempted |" in said
     assert "0.800 (" in said
+    assert "* Not met: `ss` reaches *short* of at least 0.9 in 2 seeds or more.\n" in said
     assert "1 further lines are of plans that have changed" in said
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"copy-smoke.png", "copy-smoke.svg"}
 
@@ -254,6 +255,18 @@ def test_the_page_adds_up_what_the_runs_took_and_counts_those_in_two_tables_once
     views = {"copy": EXPERIMENT, "view": replace(EXPERIMENT, name="view", runs_of="copy")}
     said = report.page(views, lines, tmp_path / "images", "the command")
     assert "Profile smoke, all together: 2 runs, 2.0 hours of one core (3.0 by the clock, added up)." in said
+
+
+def test_the_metric_that_a_question_is_about_comes_first_on_the_page_and_stands_in_readme(tmp_path: Path) -> None:
+    lines = [line(metrics={"short": Metric(0.25, 9), "longer": Metric(0.75, 9)})]
+    plan = replace(PLAN, tests={"short": Copy(), "longer": Copy((7, 13))})
+    lines = [replace(one, profile="cpu", plan=plan.fingerprint) for one in lines]
+    views = {"copy": replace(EXPERIMENT, profiles={"cpu": plan})}
+    assert "| seeds | short | longer |" in report.page(views, lines, tmp_path, "the command")
+    assert "| short, accuracy | 0.250 (1) |" in summary.table(views, lines)
+    views = {"copy": replace(views["copy"], asks="longer")}
+    assert "| seeds | longer | short |" in report.page(views, lines, tmp_path, "the command")
+    assert "| longer, accuracy | 0.750 (1) |" in summary.table(views, lines)
 
 
 def test_a_picture_has_every_contestant_and_is_the_same_when_made_again(tmp_path: Path) -> None:
@@ -333,7 +346,7 @@ def test_a_rule_above_the_floor_is_about_the_floor_that_was_measured() -> None:
     assert choice.said(replace(experiment, rules={}), "smoke", runs) == "reported"
     with pytest.raises(ValueError, match="above_floor is a bound of its own"):
         Rule(model="ss", metric="short", above_floor=0.0, at_least=0.3)
-    assert "0.1 more than the best rule without a model" in "\n".join(report._rules(experiment, "smoke"))
+    assert "0.1 more than the best rule without a model" in report._rule(experiment.rules["smoke"][0])
 
 
 def test_every_experiment_has_a_smoke_profile_and_rules_of_profiles_that_it_has() -> None:
