@@ -249,11 +249,11 @@ def _extrapolation(corpus: str) -> Experiment:
 def _generation() -> Experiment:
     cpu = GenerationPlan(
         models=("mmsm", "llama"), width=256, blocks=4, heads=4, vocab_size=512, lengths=(512, 1024, 2048, 4096, 8192),
-        timed=128, seeds=(1, 2, 3, 4, 5),
+        timed=128, turns=8, seeds=(1, 2, 3, 4, 5),
     )  # fmt: skip
-    smoke = replace(cpu, models=("ms", "llama"), width=64, blocks=2, lengths=(64, 256), timed=64, seeds=(1,))
-    constant = Rule(model="mmsm", metric=generation.GROWTH, at_most=1.1, seeds=3)
-    grows = Rule(model="llama", metric=generation.GROWTH, at_least=1.5, seeds=3)
+    smoke = replace(cpu, models=("ms", "llama"), width=64, blocks=2, lengths=(64, 256), timed=64, turns=4, seeds=(1,))
+    constant = Rule(model="mmsm", metric=generation.GROWTH, at_most=1.1)
+    grows = Rule(model="llama", metric=generation.GROWTH, at_least=1.5)
     return Experiment(
         name="generation", title="Time and memory of a token",
         question="Does a token cost the same, however long the text?",

@@ -3,6 +3,9 @@
 Batch 1, greedy, one token first, no stopping, random weights: what a token costs does not depend on what was learned.
 Ours decodes as `ox.generate` does (infer/decoder.py); the Llama as transformers does, with its default cache. The time
 of a token at n is the median of the tokens before n; the memory is what is kept between tokens. A seed is a repetition.
+
+What is about to generate the tokens before n is forked there, and the forks take turns: a ratio of times minutes apart
+would be one of two moods of the machine.
 """
 
 from __future__ import annotations
@@ -19,16 +22,41 @@ from openxlstm.experiments import contestants
 from openxlstm.experiments.contestants import Sizes
 from openxlstm.experiments.results import Metric, fingerprint
 from openxlstm.infer.decoder import decoder
-from openxlstm.models.accounting import state_bytes
+from openxlstm.models.interface import LanguageModel, ModelState
 
 GROWTH = "last over first"
 
 
 @runtime_checkable
-class Steps(Protocol):
-    """What decodes a token at a time."""
+class Entrant(Protocol):
+    """What generates a token at a time, and can be doubled."""
+
+    @property
+    def nbytes(self) -> int: ...
 
     def step(self, tokens: Tensor) -> Tensor: ...
+
+    def fork(self) -> Entrant: ...
+
+
+class _Ours:
+    """A decoder of this library."""
+
+    def __init__(self, model: LanguageModel, state: ModelState) -> None:
+        self._model, self._decoder = model, decoder(model, state)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the state."""
+        return sum(part.nbytes for part in self._decoder.state.tensors())
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Scores of the token after these."""
+        return self._decoder.step(tokens)
+
+    def fork(self) -> _Ours:
+        """Another that has read the same."""
+        return _Ours(self._model, self._decoder.state.clone())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +70,15 @@ class GenerationPlan:
     vocab_size: int
     lengths: tuple[int, ...]  # rising
     timed: int  # tokens before each length
+    turns: int  # in which they are timed, each after those of the other lengths
     seeds: tuple[int, ...]
     rates: tuple[float, ...] = (0.0,)  # nothing is trained
 
     def __post_init__(self) -> None:
         if list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < self.timed:
             raise ValueError(f"lengths={self.lengths} must rise, and the first be at least timed={self.timed}")
+        if self.turns < 1 or self.timed % self.turns:
+            raise ValueError(f"timed={self.timed} must be a multiple of turns={self.turns}")
 
     @property
     def sizes(self) -> Sizes:
@@ -97,16 +128,19 @@ class GenerationPlan:
 def run(plan: GenerationPlan, name: str, seed: int) -> dict[str, Any]:
     """Generate with one contestant: label, parameters, metrics."""
     model, label, size = contestants.enter(name, plan.sizes, plan.models[0], seed)
-    steps, kept = _decoder(name, model.eval())
-    token, times = torch.zeros(1, dtype=torch.long), []
-    metrics: dict[str, Metric] = {}
-    for position in range(1, plan.lengths[-1] + 1):
-        began = time.perf_counter()
-        token = steps.step(token).argmax(-1)
-        times.append(1e3 * (time.perf_counter() - began))
-        if position in plan.lengths:
-            metrics[f"ms at {position:,}"] = Metric(statistics.median(times[-plan.timed :]), plan.timed)
-            metrics[f"MiB kept at {position:,}"] = Metric(kept() / 2**20, 1)
+    going = _entrant(name, model.eval())
+    begun: dict[int, tuple[Entrant, Tensor]] = {}  # by length: what is about to generate the tokens before it
+    token = torch.zeros(1, dtype=torch.long)
+    for position in range(plan.lengths[-1] - plan.timed + 1):
+        if position + plan.timed in plan.lengths:
+            begun[position + plan.timed] = going.fork(), token
+        token = going.step(token).argmax(-1)
+    times: dict[int, list[float]] = {length: [] for length in begun}
+    for _ in range(plan.turns):
+        for length, (entrant, token) in begun.items():
+            begun[length] = entrant, _timed(entrant, token, plan.timed // plan.turns, times[length])
+    metrics = {f"ms at {length:,}": Metric(statistics.median(times[length]), plan.timed) for length in begun}
+    metrics |= {f"MiB kept at {length:,}": Metric(one.nbytes / 2**20, 1) for length, (one, _) in begun.items()}
     first, last = (metrics[f"ms at {n:,}"].value for n in (plan.lengths[0], plan.lengths[-1]))
     metrics[GROWTH] = Metric(last / first, plan.timed)
     return {
@@ -114,8 +148,17 @@ def run(plan: GenerationPlan, name: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _decoder(name: str, model: Any) -> tuple[Steps, Any]:
-    """What decodes, and a function that says how many bytes it keeps.
+def _timed(entrant: Entrant, token: Tensor, count: int, times: list[float]) -> Tensor:
+    """Generate `count` tokens, each timed, in milliseconds, to the end of `times`; the last of them."""
+    for _ in range(count):
+        began = time.perf_counter()
+        token = entrant.step(token).argmax(-1)
+        times.append(1e3 * (time.perf_counter() - began))
+    return token
+
+
+def _entrant(name: str, model: Any) -> Entrant:
+    """What generates.
 
     Raises:
         ValueError: a contestant that is not decoded here.
@@ -123,9 +166,7 @@ def _decoder(name: str, model: Any) -> tuple[Steps, Any]:
     if name == "llama":
         from openxlstm.hf.decoding import CachedLlama
 
-        cached = CachedLlama(model)
-        return cached, lambda: cached.nbytes
+        return CachedLlama(model)
     if set(name) - set("ms"):
         raise ValueError(f"{name} is not timed: patterns and llama are")
-    size = state_bytes(model.config)
-    return decoder(model, model.empty_state(1)), lambda: size
+    return _Ours(model, model.empty_state(1))

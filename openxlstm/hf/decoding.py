@@ -5,6 +5,7 @@ B batch, W vocabulary.
 
 from __future__ import annotations
 
+import copy
 from typing import final
 
 import torch
@@ -18,11 +19,19 @@ from openxlstm.hf.baselines import Llama
 
 @final
 class CachedLlama:
-    """A token at a time, behind the `step` of our decoders, so that both are timed by the same lines."""
+    """A token at a time, behind the `step` of our decoders, so that both are timed by the same lines.
 
-    def __init__(self, model: Llama) -> None:
-        self._network = model.network.eval()
-        self._cache = DynamicCache(config=model.network.config)
+    Args:
+        cache: what was read before; it becomes the decoder's own, and grows.
+    """
+
+    def __init__(self, model: Llama, cache: DynamicCache | None = None) -> None:
+        self._model, self._network = model, model.network.eval()
+        self._cache = DynamicCache(config=model.network.config) if cache is None else cache
+
+    def fork(self) -> CachedLlama:
+        """Another that has read the same; neither feels what the other reads from here on."""
+        return CachedLlama(self._model, copy.deepcopy(self._cache))
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, "B"]) -> Float[Tensor, "B W"]:

@@ -26,6 +26,11 @@ MOST_ROWS = 16  # beyond, a product of matrices is faster than rows that pass a 
 class Decoder(Protocol):
     """One token at a time for B rows, from a state on."""
 
+    @property
+    def state(self) -> ModelState:
+        """What the rows remember now; later steps do not change it."""
+        ...
+
     def step(self, tokens: Int[Tensor, "B"]) -> Float[Tensor, "B W"]:
         """The token that each row reads now, to the scores of the one after it."""
         ...
@@ -55,7 +60,7 @@ class NativeDecoder:
 
     @property
     def state(self) -> ModelState:
-        """A copy of what the rows remember now."""
+        """See `Decoder`: a copy."""
         return self._state.clone()
 
     def step(self, tokens: Int[Tensor, "B"]) -> Float[Tensor, "B W"]:
@@ -103,6 +108,11 @@ class ModelDecoder:
 
     def __init__(self, model: LanguageModel, state: ModelState):
         self._model, self._state = model, state
+
+    @property
+    def state(self) -> ModelState:
+        """See `Decoder`: the state itself, for no call of a model changes the one that it was given."""
+        return self._state
 
     def step(self, tokens: Int[Tensor, "B"]) -> Float[Tensor, "B W"]:
         """See `Decoder`."""
