@@ -124,13 +124,17 @@ def judged(experiment: Experiment, profile: str, lines: Sequence[Line]) -> list[
 
 
 def verdict(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:
-    """One of VERDICTS, by the experiment's rules and nothing else."""
-    answers = [answer for _, answer in judged(experiment, profile, lines)]
+    """One of VERDICTS, by the experiment's rules and nothing else.
+
+    Rules of what is not learned count beside a rule of what is: kept alone, they would be so by training too little.
+    """
+    found = judged(experiment, profile, lines)
+    answers = [answer for _, answer in found]
     if not answers or all(answer is None for answer in answers):
         return "not attempted"
     if all(answer is True for answer in answers):
         return "reproduced"
-    return "partly" if any(answer is True for answer in answers) else "not"
+    return "partly" if any(answer is True for rule, answer in found if not rule.denies) else "not"
 
 
 def said(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:

@@ -194,6 +194,11 @@ class Rule:
         if self.above_floor is not None and (self.at_least is not None or self.scaled):
             raise ValueError(f"{self}: above_floor is a bound of its own, and is not scaled")
 
+    @property
+    def denies(self) -> bool:
+        """Whether it says what a model does not learn: a bound from above on a score."""
+        return self.scaled and self.at_most is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:

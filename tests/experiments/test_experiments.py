@@ -238,6 +238,26 @@ def test_a_verdict_is_what_the_rules_say(values: tuple[float, ...], said: str) -
     assert choice.verdict(EXPERIMENT, "smoke", lines) == said
 
 
+@pytest.mark.parametrize(
+    ("able", "unable", "said"), [(0.96, 0.2, "reproduced"), (0.5, 0.2, "not"), (0.96, 0.9, "partly"), (0.5, 0.9, "not")]
+)
+def test_that_nobody_learns_a_task_confirms_nothing(able: float, unable: float, said: str) -> None:
+    rules = Rule(model="ss", metric="short", at_least=0.9), Rule(model="mm", metric="short", at_most=0.3, scaled=True)
+    lines = [line(seed=seed, metrics={"short": Metric(able, 9)}) for seed in range(2)]
+    lines += [line(model="mm", seed=seed, metrics={"short": Metric(unable, 9)}) for seed in range(2)]
+    assert choice.verdict(replace(EXPERIMENT, rules={"smoke": rules}), "smoke", lines) == said
+
+
+def test_an_error_below_its_bound_is_something_learned() -> None:
+    rules = Rule(model="ss", metric="short", at_most=0.1), Rule(model="mm", metric="short", at_most=0.1)
+    lines = [
+        line(model=model, seed=seed, metrics={"short": Metric(value, 9)})
+        for model, value in (("ss", 0.05), ("mm", 0.2))
+        for seed in range(2)
+    ]
+    assert choice.verdict(replace(EXPERIMENT, rules={"smoke": rules}), "smoke", lines) == "partly"
+
+
 def test_the_page_has_every_number_from_a_line_and_says_what_was_not_attempted(tmp_path: Path) -> None:
     lines = [line(seed=1), line(seed=2, metrics={"short": Metric(0.7, 100)}), line(plan="another")]
     other = replace(EXPERIMENT, name="never")
