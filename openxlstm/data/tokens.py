@@ -262,12 +262,19 @@ def seal(
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole text under its name, or nothing: through a temporary file beside it, and rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        _to_disk(stream)
-    os.replace(temporary, path)
+    """The whole text under its name, or nothing: through a temporary file of this process beside it, and rename.
+
+    Processes that write the same file at once do not meet; the last one's stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            _to_disk(stream)
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C, too: its name has a number that nobody looks for again
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

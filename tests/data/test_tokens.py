@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_texts import bpe_json
 
+from openxlstm.data import tokens
 from openxlstm.data.corpus import Document
 from openxlstm.data.tokenizer import Tokenizer
 from openxlstm.data.tokens import TokenFolder, write_tokens
@@ -17,6 +18,33 @@ from openxlstm.data.tokens import TokenFolder, write_tokens
 def folder(tmp_path, documents, byte):
     write_tokens(tmp_path / "tokens", documents, byte, name="train")
     return tmp_path / "tokens"
+
+
+def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    file, to_disk = tmp_path / "made.jsonl", tokens._to_disk
+    program = "from pathlib import Path; from openxlstm.data.tokens import write_atomically; "
+    program += f"write_atomically(Path({str(file)!r}), 'theirs')"
+
+    def meanwhile(stream):
+        subprocess.run([sys.executable, "-c", program], check=True)
+        assert file.read_text() == "theirs"
+        to_disk(stream)
+
+    monkeypatch.setattr(tokens, "_to_disk", meanwhile)
+    tokens.write_atomically(file, "ours")
+    assert file.read_text() == "ours"
+    assert [path.name for path in tmp_path.iterdir()] == ["made.jsonl"]
+
+
+def test_a_text_that_could_not_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    def full(stream):
+        raise OSError(28, "No space left on device")
+
+    tokens.write_atomically(tmp_path / "plan.json", "before")
+    monkeypatch.setattr(tokens, "_to_disk", full)
+    with pytest.raises(OSError, match="No space left"):
+        tokens.write_atomically(tmp_path / "plan.json", "after")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("plan.json", "before")]
 
 
 def test_the_layout_is_ids_and_exclusive_ends(folder):
