@@ -192,7 +192,7 @@ def _nearest() -> Experiment:
 TEXT = TextPlan(  # 0.8M bytes are read: what two cores finish in minutes a run, slow baselines apart
     corpus="stdlib", models=("mmsm", "mmmm", "ssss", "lstm-block", "lstm-residual", "lstm", "llama", "mamba2", "rwkv4"),
     width=128, blocks=4, heads=4, context=256, batch=8, steps=400, rates=(2e-3, 6e-3), seeds=(1, 2, 3), tested_to=4096,
-    test_bytes=150_000,
+    stride=128, test_bytes=150_000,
 )  # fmt: skip
 LADDER = ("lstm", "lstm-residual", "lstm-block", "ssss", "mmsm")
 CORPORA = {"stdlib": "the Python library", "gcide": "an English dictionary"}
@@ -202,7 +202,7 @@ def _language(corpus: str) -> Experiment:
     cpu = replace(TEXT, corpus=corpus)
     smoke = replace(
         cpu, models=("ms", "lstm"), width=64, blocks=2, context=128, batch=16, steps=240, rates=(1e-2,), seeds=(1,),
-        tested_to=1024, test_bytes=30_000,
+        tested_to=1024, stride=64, test_bytes=30_000,
     )  # fmt: skip
     better = tuple(Rule(model="mmsm", metric=language.WINDOWS, below=model) for model in ("llama", "mamba2", "rwkv4"))
     learns = (Rule(model="ms", metric=language.WINDOWS, at_most=3.0),)  # a byte 1-gram has 3.5 on the Python library

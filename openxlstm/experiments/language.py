@@ -9,7 +9,8 @@ What is measured, all in bits per byte on documents of the test split that train
                    attention model has none, and the wrappers of Mamba-2 and RWKV-4 read everything again.)
     positions      loss by position in windows of `tested_to` tokens, from an empty state, in buckets of powers of two;
                    the same documents, those that are as long (arXiv:2405.04517, Fig. 7)
-    largest rise   the largest of the buckets beyond the trained context, less the last bucket within it
+    largest rise   of the buckets beyond the trained context the largest loss, less that of the same bytes read at the
+                   last `stride` places of windows of the trained context
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from openxlstm.data.prepare import open_source
 from openxlstm.data.tokenizer import Tokenizer
@@ -59,8 +61,16 @@ class TextPlan:
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     tested_to: int  # tokens of the longest window that is tested
+    stride: int  # what lies beyond the trained length is read again by windows of that length, this far apart
     test_bytes: int  # of test documents, in the order of the split; whole documents
     optim: Mapping[str, Any] = field(default_factory=lambda: {"betas": [0.9, 0.95], "weight_decay": 0.1, "clip": 1.0})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stride <= self.context or (self.tested_to - self.context) % self.stride:
+            raise ValueError(
+                f"stride={self.stride} must be at most context={self.context} and divide tested_to - context = "
+                f"{self.tested_to - self.context}, so that every byte beyond the context is read again"
+            )
 
     @property
     def sizes(self) -> Sizes:
@@ -194,11 +204,8 @@ def measure(
     if carries:
         carried = [float(scoring.token_nats(model, [[end, *one]])[0].sum()) / math.log(2) for one in documents]
         metrics[STATEFUL] = _metric(carried, sizes)
-    buckets = _positions(model, documents, plan.tested_to, end)
-    metrics |= {f"positions, to {upper}": metric for upper, metric in buckets.items()}
-    if plan.context in buckets and max(buckets) > plan.context:
-        beyond = max(metric.value for upper, metric in buckets.items() if upper > plan.context)
-        metrics[RISE] = Metric(beyond - buckets[plan.context].value, buckets[plan.context].n)
+    if whole := _whole_windows(documents, plan.tested_to, end):
+        metrics |= _by_position(model, whole, plan)
     return metrics, bits
 
 
@@ -208,23 +215,46 @@ def _metric(bits: Sequence[float], sizes: Sequence[float]) -> Metric:
     return Metric(found.value, int(sum(sizes)), interval)
 
 
-def _positions(model: Any, documents: Sequence[Sequence[int]], longest: int, end: int) -> dict[int, Metric]:
-    """Bits per byte by position, (upper/2, upper], in whole windows of `longest` tokens."""
-    rows = [
-        (0, [end if first == 0 else one[first - 1], *one[first : first + longest]], longest)
+def _whole_windows(documents: Sequence[Sequence[int]], longest: int, end: int) -> list[list[int]]:
+    """Windows of `longest` tokens that begin at multiples of it, each behind the token before it."""
+    return [
+        [end if first == 0 else one[first - 1], *one[first : first + longest]]
         for one in documents
         for first in range(0, len(one) - longest + 1, longest)
     ]
-    sums, counts = np.zeros(longest), 0
-    for some in _batches(rows, longest + 1):
-        for found in scoring.token_nats(model, [row for _, row, _ in some], chunk=longest):
-            sums, counts = sums + found, counts + 1
-    edges = [2**power for power in range(5, longest.bit_length())]  # what lies before 32 is one bucket
-    return {
-        upper: Metric(float(sums[lower:upper].mean() / counts / math.log(2)), counts * (upper - lower))
+
+
+def _by_position(model: Any, windows: Sequence[Sequence[int]], plan: TextPlan) -> dict[str, Metric]:
+    """Bits per byte by position, (upper/2, upper], and the largest rise beyond the trained length.
+
+    What stands at one position is other text than what stands at another, and texts differ by more than the rise that
+    is asked about. So the loss beyond the trained length is compared with that of the same bytes at the last `stride`
+    places of windows of the trained length.
+    """
+    at_place = _bits(model, windows, plan.tested_to)
+    edges = [2**power for power in range(5, plan.tested_to.bit_length())]  # what lies before 32 is one bucket
+    metrics = {
+        f"positions, to {upper}": Metric(float(at_place[:, lower:upper].mean()), at_place[:, lower:upper].size)
         for lower, upper in zip([0, *edges], edges, strict=False)
-        if counts
     }
+    if beyond := [upper for upper in edges if upper > plan.context]:
+        risen = at_place[:, plan.context :] - _near(model, windows, plan)
+        worst = max((risen[:, upper // 2 - plan.context : upper - plan.context] for upper in beyond), key=np.mean)
+        metrics[RISE] = Metric(float(worst.mean()), worst.size)
+    return metrics
+
+
+def _near(model: Any, windows: Sequence[Sequence[int]], plan: TextPlan) -> Float64[np.ndarray, "windows beyond"]:
+    """Bits of what lies beyond the trained length, each byte read at the last places of a window of that length."""
+    firsts = range(plan.stride, plan.tested_to - plan.context + 1, plan.stride)
+    short = [row[first : first + plan.context + 1] for row in windows for first in firsts]
+    return _bits(model, short, plan.context)[:, -plan.stride :].reshape(len(windows), -1)
+
+
+def _bits(model: Any, rows: Sequence[Sequence[int]], length: int) -> Float64[np.ndarray, "rows length"]:
+    """Of every token but the first of rows of `length` + 1 tokens."""
+    nats = [scoring.token_nats(model, some, chunk=length) for some in _batches(rows, length + 1)]
+    return np.array([row for some in nats for row in some]) / math.log(2)
 
 
 def _toml(value: Any) -> str:
