@@ -50,6 +50,12 @@ class Entry:
         return found[0].interval if len(found) == 1 else numbers.over_seeds([one.value for one in found])
 
 
+def in_order(lines: Iterable[Line], models: Sequence[str]) -> list[Line]:
+    """The floor, then `models`, then others: runs that are made side by side do not end in the order of the plan."""
+    places = {model: place for place, model in enumerate((FLOOR, *models))}
+    return sorted(lines, key=lambda line: places.get(line.model, len(places)))
+
+
 def entries(lines: Iterable[Line]) -> list[Entry]:
     """A contestant each, in the order in which they first appear. The rate: the lowest mean of `choice` over seeds.
 

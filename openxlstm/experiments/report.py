@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from openxlstm.experiments.choice import FLOOR, Entry, entries, judged, paired, said
+from openxlstm.experiments.choice import FLOOR, Entry, entries, in_order, judged, paired, said
 from openxlstm.experiments.plans import PROFILES, Experiment, Plan, Rule
 from openxlstm.experiments.results import Line
 from openxlstm.tasks import intervals
@@ -33,7 +33,7 @@ def page(experiments: Mapping[str, Experiment], lines: Sequence[Line], pictures:
 
 
 def lines_of(experiment: Experiment, profile: str, lines: Sequence[Line]) -> list[Line]:
-    """Those that the profile's plan has made, as it is now.
+    """Those that the profile's plan has made, as it is now, in its order of contestants.
 
     A plan that reads files does not know here which they were: it is lines of the files that were read last.
     """
@@ -43,7 +43,8 @@ def lines_of(experiment: Experiment, profile: str, lines: Sequence[Line]) -> lis
         if (line.experiment, line.profile) == (source, profile) and line.plan.partition("-")[0] == plan
     ]  # fmt: skip
     mine = [line for line in mine if line.plan == mine[-1].plan]
-    return [line for line in mine if not experiment.order or line.model in experiment.order]
+    mine = [line for line in mine if not experiment.order or line.model in experiment.order]
+    return in_order(mine, experiment.profiles[profile].models)
 
 
 def _page(

@@ -270,6 +270,13 @@ def test_the_page_has_every_number_from_a_line_and_says_what_was_not_attempted(t
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"copy-smoke.png", "copy-smoke.svg"}
 
 
+def test_a_table_begins_with_the_first_contestant_of_the_plan_whoever_ended_first(tmp_path: Path) -> None:
+    lines = [line(model=model, label="of") for model in ("llama", "mm", "ss", "floor")]
+    said = report.page({"copy": EXPERIMENT}, lines, tmp_path / "images", "the command").splitlines()
+    rows = [row.split(" | ")[0] for row in said if row.startswith(("| of", "| *no model"))]
+    assert rows == ["| *no model: of*", "| of `ss`", "| of `mm`", "| of `llama`"]
+
+
 def test_the_page_adds_up_what_the_runs_took_and_counts_those_in_two_tables_once(tmp_path: Path) -> None:
     lines = [line(seed=seed, wall_s=5400.0, cpu_s=3600.0) for seed in (1, 2)] + [line(model="floor", cpu_s=3600.0)]
     views = {"copy": EXPERIMENT, "view": replace(EXPERIMENT, name="view", runs_of="copy")}
