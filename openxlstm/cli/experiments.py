@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,10 @@ from openxlstm.models.checks import did_you_mean
 
 RESULTS = Path("runs/eval/results.jsonl")
 ALL = "all"
+QUIET = {  # some contestants are of transformers, whose bars and notes would stand between the lines of the runs
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 
 def is_experiment(word: str) -> bool:
@@ -65,6 +70,7 @@ def experiment(
       xlstm eval all --profile smoke
       xlstm eval mqar-64-4 --profile cpu --models mm,llama --results results.jsonl
     """
+    os.environ |= QUIET | os.environ
     having, absent = _chosen(name, profile, data)
     only = [model for model in (models or "").split(",") if model]
     for model in only:

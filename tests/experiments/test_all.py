@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,15 @@ def test_all_runs_every_experiment_once_and_ends_with_a_total(tmp_path: Path, ca
     assert "4 experiments (2 reproduced, 1 skipped, 1 reported), 10 runs: 0.0 min" in done.output
     again = run(tmp_path)
     assert "10 of 10 runs are in" in again.output
+
+
+def test_transformers_is_quiet_unless_somebody_wants_to_hear_it(
+    tmp_path: Path, catalogue: dict[str, Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    assert run(tmp_path).exit_code == 0
+    assert (os.environ["HF_HUB_DISABLE_PROGRESS_BARS"], os.environ["TRANSFORMERS_VERBOSITY"]) == ("1", "info")
 
 
 def test_a_smoke_whose_rules_do_not_hold_fails(tmp_path: Path, catalogue: dict[str, Experiment]) -> None:
