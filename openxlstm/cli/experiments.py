@@ -70,7 +70,8 @@ def experiment(
       xlstm eval all --profile smoke
       xlstm eval mqar-64-4 --profile cpu --models mm,llama --results results.jsonl
     """
-    os.environ |= QUIET | os.environ
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
     having, absent = _chosen(name, profile, data)
     only = [model for model in (models or "").split(",") if model]
     for model in only:
