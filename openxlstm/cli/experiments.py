@@ -194,4 +194,4 @@ def _models(lines: Sequence[Line]) -> dict[str, dict[str, object]]:
 
 def _number(entry: choice.Entry, metric: str) -> str:
     mean = entry.mean(metric)
-    return "–" if mean is None else f"{mean:.3f}"
+    return "–" if mean is None else f"{mean:z.3f}"

@@ -94,7 +94,7 @@ def go(wanted: Sequence[Run], file: Path, *, jobs: int, show: Show) -> list[Line
 
 def told(line: Line) -> str:
     """A finished run in a line."""
-    tested = (f"{name} {metric.value:.3f}" for name, metric in line.metrics.items() if ", to " not in name)
+    tested = (f"{name} {metric.value:z.3f}" for name, metric in line.metrics.items() if ", to " not in name)
     said = line.skipped or ", ".join(tested)
     return f"{line.label}, rate {line.rate:g}, seed {line.seed}: {said} ({line.wall_s:.0f} s)"
 

@@ -165,8 +165,8 @@ def _difference(ours: Entry, theirs: Entry, metric: str) -> str:
         (one,), (other,) = ours.lines[:1], theirs.lines[:1]
         sizes = one.curve["document bytes"]
         drawn = intervals.difference((other.curve["document bits"], sizes), (one.curve["document bits"], sizes))
-        return f"{drawn.value:+.3f} ({drawn.low:+.3f} to {drawn.high:+.3f}, over documents)"
-    return f"{mean:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
+        return f"{drawn.value:+z.3f} ({drawn.low:+z.3f} to {drawn.high:+z.3f}, over documents)"
+    return f"{mean:+z.3f} ({interval[0]:+z.3f} to {interval[1]:+z.3f})"
 
 
 def _cell(entry: Entry, metric: str, exact: bool) -> str:
@@ -175,7 +175,7 @@ def _cell(entry: Entry, metric: str, exact: bool) -> str:
     if mean is None:
         return "–"
     interval = entry.extremes(metric) if exact and len(entry.lines) > 1 else entry.interval(metric)
-    return f"{mean:.3f}" if interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+    return f"{mean:z.3f}" if interval is None else f"{mean:z.3f} ({interval[0]:z.3f} to {interval[1]:z.3f})"
 
 
 def _provenance(experiment: Experiment, profile: str, lines: Sequence[Line]) -> str:

@@ -68,4 +68,4 @@ def _value(entry: Entry | None, metric: str) -> str:
     mean = None if entry is None else entry.mean(metric)
     if entry is None or mean is None:
         return "–"
-    return f"{mean:.3f}" if entry.is_floor else f"{mean:.3f} ({len(entry.lines)})"
+    return f"{mean:z.3f}" if entry.is_floor else f"{mean:z.3f} ({len(entry.lines)})"

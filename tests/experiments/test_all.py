@@ -13,7 +13,7 @@ from copy_task import EXPERIMENT, PLAN, line
 
 from openxlstm.cli import experiments as cli
 from openxlstm.cli import main
-from openxlstm.experiments import corpora, grid, results, summary
+from openxlstm.experiments import corpora, grid, report, results, summary
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.plans import Experiment
 from openxlstm.experiments.results import Line, Metric
@@ -124,3 +124,13 @@ def test_every_number_of_readme_is_of_a_line() -> None:
     shown = summary.part((ROOT / "README.md").read_text(encoding="utf-8"))
     lines = results.read(sorted((ROOT / "docs" / "results").glob("*.jsonl")))
     assert shown == summary.table(EXPERIMENTS, lines), "xlstm eval report docs/results/*.jsonl --readme README.md"
+
+
+def test_every_number_of_the_page_is_of_a_line(tmp_path: Path) -> None:
+    command = "xlstm eval report docs/results/cpu.jsonl --write docs/reproduction.md"
+    lines = results.read([ROOT / "docs" / "results" / "cpu.jsonl"])
+    shown = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert shown == report.page(EXPERIMENTS, lines, tmp_path / "images", command), command
+    committed = {picture.name for picture in (ROOT / "docs" / "images").iterdir()}
+    assert {picture.name for picture in (tmp_path / "images").iterdir()} <= committed
+    assert "-0.000" not in shown, "nought has no sign"
