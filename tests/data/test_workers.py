@@ -13,10 +13,11 @@ import pytest
 from openxlstm.data.workers import pool
 
 PROGRAM = """if True:
-    import sys
+    import signal, sys
     from openxlstm.data.workers import pool
     from tasks_of_workers import busy, begin
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
         with pool(2, sys.argv[1], begin) as executor:
             list(executor.map(busy, 3 * [sys.argv[2]]))
 """
