@@ -31,7 +31,7 @@ demo: $(READY)
 	$(BIN)/xlstm generate $(RUN) --prompt 'def ' --max-tokens 300 --temperature 0.7 --seed 1
 	@echo; echo "The report: $(RUN)/report.md"
 
-## check: the gate before every commit, under 90 seconds
+## check: the gate before every commit, about five minutes on two cores
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
