@@ -151,22 +151,26 @@ def _table(experiment: Experiment, profile: str, found: Sequence[Entry]) -> Iter
             cells.append(f"{sum(value >= SOLVED for value in values)} of {len(entry.lines)}")
         elif text:
             other = ordered[index - 1] if experiment.order else ordered[0]
-            cells.append(_difference(entry, other, shown[0]) if index else "")
+            cells.append(_difference(entry, other, shown[0], shown[0] == plan.headline) if index else "")
         yield "| " + " | ".join(cells) + " |"
 
 
-def _difference(ours: Entry, theirs: Entry, metric: str) -> str:
-    """Paired over seeds; of one seed, over documents."""
+def _difference(ours: Entry, theirs: Entry, metric: str, of_documents: bool) -> str:
+    """Paired over seeds; of one seed over documents, if the metric is a mean of theirs and there are several."""
     found = paired(ours, theirs, metric)
     if found is None:
         return "–"
     mean, interval = found
-    if interval is None:
-        (one,), (other,) = ours.lines[:1], theirs.lines[:1]
-        sizes = one.curve["document bytes"]
-        drawn = intervals.difference((other.curve["document bits"], sizes), (one.curve["document bits"], sizes))
-        return f"{drawn.value:+z.3f} ({drawn.low:+z.3f} to {drawn.high:+z.3f}, over documents)"
-    return f"{mean:+z.3f} ({interval[0]:+z.3f} to {interval[1]:+z.3f})"
+    if interval is not None:
+        return f"{mean:+z.3f} ({interval[0]:+z.3f} to {interval[1]:+z.3f})"
+    if of_documents:
+        others = {line.seed: line for line in theirs.lines if metric in line.metrics}
+        one = next(line for line in ours.lines if line.seed in others and metric in line.metrics)
+        sizes, before = one.curve["document bytes"], others[one.seed].curve["document bits"]
+        drawn = intervals.difference((before, sizes), (one.curve["document bits"], sizes))
+        if drawn.low is not None:
+            return f"{drawn.value:+z.3f} ({drawn.low:+z.3f} to {drawn.high:+z.3f}, over documents)"
+    return f"{mean:+z.3f}"
 
 
 def _cell(entry: Entry, metric: str, exact: bool) -> str:

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from copy_task import line
 from models.small_models import awake
 
-from openxlstm.experiments import language
-from openxlstm.experiments.language import RISE, TextPlan
+from openxlstm.experiments import choice, language, report
+from openxlstm.experiments.language import RISE, WINDOWS, TextPlan
+from openxlstm.experiments.results import Metric
 from openxlstm.models.interface import ModelState
 from openxlstm.models.xlstm import xLSTM, xLSTMConfig
 from openxlstm.tasks import scoring
@@ -84,7 +86,7 @@ def test_every_byte_beyond_is_read_again_from_near() -> None:
 
 def test_without_a_whole_window_there_is_no_position() -> None:
     metrics, bits = language.measure(Repeats(), [EASY], PLAN, END, carries=False)
-    assert set(metrics) == {language.WINDOWS}
+    assert set(metrics) == {WINDOWS}
     assert len(bits) == 1
 
 
@@ -92,3 +94,31 @@ def test_without_a_whole_window_there_is_no_position() -> None:
 def test_a_stride_that_leaves_bytes_out_is_refused(stride: int) -> None:
     with pytest.raises(ValueError, match=f"stride={stride} must be at most context=32 and divide"):
         replace(PLAN, stride=stride)
+
+
+def contestant(**bits: list[float]) -> choice.Entry:
+    """Documents of 10, 20 and 30 bytes, or the first of them alone, and what each cost; a run per seed."""
+    runs = []
+    for seed, costs in bits.items():
+        sizes = [10.0, 20.0, 30.0][: len(costs)]
+        metrics = {WINDOWS: Metric(sum(costs) / sum(sizes), len(costs)), RISE: Metric(costs[0], 1)}
+        curve = {"document bits": costs, "document bytes": sizes}
+        runs.append(line(seed=int(seed[1:]), metrics=metrics, curve=curve))
+    return choice.entries(runs)[0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "metric", "said"),
+    [
+        ({"s1": [20.0, 40.0, 60.0]}, {"s1": [10.0, 20.0, 30.0]}, WINDOWS, "+1.000 (+1.000 to +1.000, over documents)"),
+        ({"s1": [20.0, 40.0, 60.0]}, {"s1": [10.0, 20.0, 30.0]}, RISE, "+10.000"),
+        ({"s1": [20.0]}, {"s1": [10.0]}, WINDOWS, "+1.000"),
+        ({"s1": [9.0], "s2": [15.0]}, {"s2": [10.0], "s3": [1.0]}, WINDOWS, "+0.500"),
+        ({"s1": [9.999]}, {"s1": [10.0]}, WINDOWS, "+0.000"),
+        ({"s1": [9.0]}, {"s2": [10.0]}, WINDOWS, "–"),
+        ({"s1": [11.0], "s2": [12.0]}, {"s1": [10.0], "s2": [11.0]}, WINDOWS, "+0.100 (+0.100 to +0.100)"),
+    ],
+    ids=["documents", "of windows alone", "one document", "one seed of both", "nought", "none", "seeds"],
+)
+def test_a_difference_has_the_interval_that_its_runs_give(ours, theirs, metric, said) -> None:
+    assert report._difference(contestant(**ours), contestant(**theirs), metric, metric == WINDOWS) == said
