@@ -60,13 +60,15 @@ def test_logits_of_nx(case, tmp_path, record_property):
     texts = tokens(9, 2, 70)  # nine: one text's largest difference is that of one small denominator
     ours_single, peer_single = [ours(text)[0] for text in texts], [peer(text) for text in texts]
     exact = [ours.double()(text)[0] for text in texts]  # of the same rounded weights: what fp32 costs either side
-    single = statistics.median(map(relative, ours_single, exact))
+    each = list(map(relative, ours_single, exact))
+    single = statistics.median(each)
     theirs = statistics.median(map(relative, peer_single, exact))
     typical, wanted = typical_error(ours_single, exact), typical_error(peer_single, exact)
     peer = peer.double()  # saved again: it adds 1 to its norms in the dtype of the file
     ours = load(save_nx(peer, config, tmp_path / "double"))
     double = relative(ours(x)[0], peer(x))
     assert single <= 1e-5
+    assert max(each) <= 1e-4  # of 24 texts a model the worst was 1.6e-5, the peer's 1.4e-5
     assert typical <= 2 * wanted  # the order of sums is the processor's: in one text up to 1.8 times
     assert double <= 1e-6  # the peer's m_0 is -infinity, ours 0: 1e-6 apart through eps alone
     assert torch.equal(greedy(ours, x[:, :5], 10), greedy(peer, x[:, :5], 10))
